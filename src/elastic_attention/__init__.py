@@ -1,0 +1,87 @@
+"""Elastic Attention: per input and per KV head, full or sparse attention on frozen language models."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .attention import blended_attention, decode_attention, hybrid_attention
+    from .config import ElasticConfig, RouterConfig, StreamingConfig
+    from .errors import (
+        AdapterError,
+        AlreadyAttached,
+        BackendUnavailable,
+        CacheDepthError,
+        CheckpointError,
+        DownloadError,
+        ElasticAttentionError,
+        RecipeError,
+        RouterMismatch,
+        UnsupportedCache,
+        UnsupportedModel,
+    )
+    from .models.attach import attach
+    from .models.handle import Handle, find_handle
+    from .sparsity import effective_sparsity_ratio, model_sparsity_ratio
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "attach": "models.attach",
+    "Handle": "models.handle",
+    "find_handle": "models.handle",
+    "ElasticConfig": "config",
+    "RouterConfig": "config",
+    "StreamingConfig": "config",
+    "hybrid_attention": "attention",
+    "blended_attention": "attention",
+    "decode_attention": "attention",
+    "model_sparsity_ratio": "sparsity",
+    "effective_sparsity_ratio": "sparsity",
+} | {
+    name: "errors"
+    for name in (
+        "AdapterError",
+        "AlreadyAttached",
+        "BackendUnavailable",
+        "CacheDepthError",
+        "CheckpointError",
+        "DownloadError",
+        "ElasticAttentionError",
+        "RecipeError",
+        "RouterMismatch",
+        "UnsupportedCache",
+        "UnsupportedModel",
+    )
+}
+
+__all__ = [
+    "AdapterError",
+    "AlreadyAttached",
+    "BackendUnavailable",
+    "CacheDepthError",
+    "CheckpointError",
+    "DownloadError",
+    "ElasticAttentionError",
+    "ElasticConfig",
+    "Handle",
+    "RecipeError",
+    "RouterConfig",
+    "RouterMismatch",
+    "StreamingConfig",
+    "UnsupportedCache",
+    "UnsupportedModel",
+    "attach",
+    "blended_attention",
+    "decode_attention",
+    "effective_sparsity_ratio",
+    "find_handle",
+    "hybrid_attention",
+    "model_sparsity_ratio",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Load public names on first use, so that importing the package needs torch alone."""
+    if name in _HOMES:
+        return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

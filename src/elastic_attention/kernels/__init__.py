@@ -1,0 +1,1 @@
+"""Attention kernels. They know rows and patterns, never the router."""

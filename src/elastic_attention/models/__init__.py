@@ -1,0 +1,1 @@
+"""Everything that touches transformers: attaching, caches, adapters, the embedded model."""

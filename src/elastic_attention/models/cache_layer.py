@@ -1,0 +1,150 @@
+"""The layer that replaces transformers' DynamicLayer: an ElasticCache plus what is known about its sequences."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicLayer
+
+from ..cache import ElasticCache
+from ..errors import UnsupportedCache
+from ..patterns import StreamingPattern
+from ..router import BoundaryPool
+
+
+class ElasticLayer(DynamicLayer):
+    """One layer of a transformers cache. Columns are what transformers counts, padding included.
+
+    Attributes:
+        store: keys and values, real tokens only.
+        is_decided: by sequence, has the route been decided?
+        pool: pooled keys of sequences whose route is still open.
+        is_waiting: the prompt arrives in chunks and its end is not there yet.
+        record_past: transformers sets this while assisted decoding may take tokens back; nothing is evicted
+            until the `crop` that follows each step.
+    """
+
+    is_croppable = True
+
+    def __init__(self, pattern: StreamingPattern, *, keeps_all: bool, num_pooled: int) -> None:
+        super().__init__()
+        self.pattern, self.keeps_all = pattern, keeps_all
+        self.num_pooled = num_pooled
+        self.record_past = False
+        self._clear()
+
+    def _clear(self) -> None:
+        self.store = ElasticCache(self.pattern, keeps_all=self.keeps_all)
+        self.columns = 0
+        self.real: Tensor | None = None  # (B, columns) once there was padding
+        self.is_decided: list[bool] = []
+        self.pool: BoundaryPool | None = BoundaryPool(self.num_pooled)
+        self.pooled_later: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.is_waiting = False
+
+    def activate_past_recording(self) -> None:
+        """Called by transformers when tokens may be taken back."""
+        self.record_past = True
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Return the new states; the attention function stores them, because it knows which are real."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        return key_states, value_states
+
+    def append(self, keys: Tensor, values: Tensor, real: Tensor | None) -> None:
+        """Store (B, G, T, D) keys and values of new columns; `real` (B, T) bool marks real tokens."""
+        batch, num_new = keys.shape[0], keys.shape[2]
+        if real is not None or self.real is not None:
+            ones = [torch.ones(batch, n, dtype=torch.bool, device=keys.device) for n in (self.columns, num_new)]
+            self.real = torch.cat([ones[0] if self.real is None else self.real, ones[1] if real is None else real], dim=1)
+        self.columns += num_new
+        self.store.append(keys, values, real)
+
+    def get_seq_length(self) -> int:
+        return self.columns
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.columns + query_length, 0
+
+    def reset(self) -> None:
+        self._clear()
+        self.is_initialized = False
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Take back the last columns; a negative count, or the final length as in older releases.
+
+        Raises:
+            CacheDepthError: sparse heads no longer hold what the shorter sequence needs.
+        """
+        removed = -tokens_to_remove if tokens_to_remove <= 0 else max(0, self.columns - tokens_to_remove)
+        if not self.columns:
+            return
+        counts = [removed] * len(self.store.lengths)
+        if self.real is not None and removed:
+            counts = self.real[:, -removed:].sum(1).tolist()
+        self.store.crop(counts)
+        self.columns -= removed
+        if self.real is not None:
+            self.real = self.real[:, : self.columns]
+        self.commit_pool(removed)
+        self.store.evict()
+
+    def commit_pool(self, removed: int = 0) -> None:
+        """Pool the tokens that were held back while they could still be taken back."""
+        for index, (keys, rank, is_valid) in enumerate(self.pooled_later):
+            kept = keys.shape[1] - (removed if index == len(self.pooled_later) - 1 else 0)
+            if self.pool is not None and kept > 0:
+                total = torch.tensor(self.store.lengths, device=keys.device)
+                self.pool.update(keys[:, :kept], rank[:, :kept], is_valid[:, :kept], total)
+        self.pooled_later = []
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self.batch_select_indices(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self.batch_select_indices(torch.arange(len(self.store.lengths)).repeat_interleave(repeats))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        if not self.columns:
+            return
+        indices = torch.arange(len(self.store.lengths))[indices.cpu()]
+        self.store.select(indices.tolist())
+        self.is_decided = [self.is_decided[i] for i in indices.tolist()]
+        if self.real is not None:
+            self.real = self.real[indices.to(self.real.device)]
+        if self.pool is not None:
+            self.pool.select(indices)
+
+
+def claim_layer(cache: Cache, index: int, make: Any) -> ElasticLayer:
+    """The routed layer `index` of a cache; an empty dynamic layer is replaced by one of ours.
+
+    Raises:
+        UnsupportedCache: static, quantised or offloaded caches, or one that the base model has filled.
+    """
+    if getattr(cache, "offloading", False):
+        raise UnsupportedCache("Offloaded caches cannot hold routed heads; leave out cache_implementation='offloaded'.")
+    if getattr(cache, "layer_class_to_replicate", None) not in (None, DynamicLayer) and index >= len(cache.layers):
+        raise UnsupportedCache(f"{type(cache).__name__} cannot hold routed heads; pass a DynamicCache or none.")
+    while len(cache.layers) <= index:
+        cache.layers.append(DynamicLayer())
+    layer = cache.layers[index]
+    if isinstance(layer, ElasticLayer):
+        return layer
+    if type(layer) is not DynamicLayer:
+        raise UnsupportedCache(
+            f"{type(layer).__name__} of {type(cache).__name__} cannot hold routed heads, which need rows of different "
+            "length; pass a DynamicCache or none, or use handle.disabled() for this call."
+        )
+    if layer.get_seq_length():
+        raise UnsupportedCache(
+            f"The cache already holds {layer.get_seq_length()} tokens of the base model; start with an empty DynamicCache."
+        )
+    ours = make()
+    cache.layers[index] = ours
+    return ours

@@ -1,0 +1,59 @@
+"""Finding the budget that gives a wanted sparsity on sample prompts."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from .handle import Handle
+
+_MAX_STEPS = 24
+_WIDEST = 64.0
+
+
+def calibrate_budget(handle: "Handle", prompts: Sequence[Any], target: float, tolerance: float) -> dict[str, float]:
+    """Bisect the budget; see `Handle.calibrate`.
+
+    Raises:
+        ValueError: the target is no ratio, or a prompt is too short to be routed.
+    """
+    if not 0.0 <= target <= 1.0:
+        raise ValueError(f"target={target} must be a ratio in [0, 1].")
+    if not prompts:
+        raise ValueError("calibrate needs at least one prompt.")
+    if handle.has_given_routes:
+        raise ValueError("calibrate needs the router's own routes; call set_routes(None) first.")
+    batches = [torch.as_tensor(p, device=handle.model.device).reshape(1, -1) for p in prompts]
+    pattern = handle.config.sparse_pattern
+    shortest, needed = min(b.shape[1] for b in batches), pattern.num_sink_tokens + pattern.local_window
+    if shortest <= needed:
+        raise ValueError(f"A prompt of {shortest} tokens is too short to be routed; give more than {needed} tokens.")
+    before = handle.budget
+    try:
+        low, high, best = -1.0, 1.0, (float("inf"), 0.0, 0.0)
+        while _measure(handle, batches, low) > target and low > -_WIDEST:
+            low *= 2
+        while _measure(handle, batches, high) < target and high < _WIDEST:
+            high *= 2
+        for _ in range(_MAX_STEPS):
+            budget = (low + high) / 2
+            msr = _measure(handle, batches, budget)
+            best = min(best, (abs(msr - target), budget, msr))
+            if best[0] <= tolerance:
+                break
+            low, high = (budget, high) if msr < target else (low, budget)
+        before = best[1]
+    finally:
+        handle.budget = before
+    return {"budget": best[1], "msr": best[2], "tolerance": best[0]}
+
+
+def _measure(handle: "Handle", batches: Sequence[torch.Tensor], budget: float) -> float:
+    handle.budget = budget
+    ratios = []
+    with torch.no_grad():
+        for ids in batches:
+            handle.model.base_model(input_ids=ids, use_cache=False)
+            ratios += handle.report()["msr"]
+    return sum(ratios) / len(ratios)

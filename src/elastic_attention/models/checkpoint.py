@@ -1,0 +1,144 @@
+"""Adapter folders: `elastic_config.json` and `elastic_routers.safetensors`. Nothing else is read, nothing is pickled."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config import FORMAT_VERSION, ElasticConfig, from_dict, to_dict
+from ..errors import AdapterError, RouterMismatch
+from ..router import RouterStack
+
+CONFIG_FILE = "elastic_config.json"
+WEIGHTS_FILE = "elastic_routers.safetensors"
+
+
+def save_adapter(folder: str | Path, config: ElasticConfig, routers: RouterStack, dtype: torch.dtype | None = None) -> None:
+    """Write an adapter; each file appears whole or not at all, the configuration last.
+
+    Args:
+        folder: made if missing.
+        dtype: store the weights in this dtype, default theirs.
+
+    Raises:
+        AdapterError: `folder` is a file.
+    """
+    from safetensors.torch import save
+
+    target = Path(folder)
+    if target.exists() and not target.is_dir():
+        raise AdapterError(f"{target} is a file; name a folder for the adapter.")
+    target.mkdir(parents=True, exist_ok=True)
+    state = {name: (t if dtype is None else t.to(dtype)).detach().cpu().contiguous() for name, t in routers.state_dict().items()}
+    write_atomically(target / WEIGHTS_FILE, save(state, metadata={"format": "pt"}))
+    text = json.dumps(to_dict(config), indent=2, sort_keys=True) + "\n"
+    write_atomically(target / CONFIG_FILE, text.encode())
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write bytes under a temporary name in the same folder, then rename; a failure leaves the old file."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def load_adapter(source: str | Path, revision: str | None = None) -> tuple[ElasticConfig, RouterStack]:
+    """Read an adapter from a folder or, if there is no such folder, from a hub repository.
+
+    Raises:
+        AdapterError: missing, damaged or unknown files; the message names the file and the remedy.
+    """
+    folder = _locate(source, revision)
+    config = _read_config(folder / CONFIG_FILE)
+    routers = RouterStack(config.router, config.routed_layers)
+    _load_weights(folder / WEIGHTS_FILE, routers)
+    return config, routers
+
+
+def push_adapter(repo_id: str, config: ElasticConfig, routers: RouterStack, *, private: bool | None = None) -> str:
+    """Upload an adapter with a model card to the hub; returns the commit's address."""
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    with tempfile.TemporaryDirectory() as folder:
+        save_adapter(folder, config, routers)
+        (Path(folder) / "README.md").write_text(_model_card(repo_id, config), encoding="utf-8")
+        api.create_repo(repo_id, exist_ok=True, private=private)
+        return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload routers").commit_url)
+
+
+def _locate(source: str | Path, revision: str | None) -> Path:
+    folder = Path(source)
+    if folder.is_dir():
+        return folder
+    if folder.is_absolute() or folder.exists() or str(source).startswith(".") or str(source).count("/") != 1:
+        raise AdapterError(f"There is no adapter folder {folder}; pass a folder with {CONFIG_FILE} or a hub id.")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(str(source), revision=revision, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise AdapterError(f"{source} is no local folder and could not be fetched from the hub: {error}") from error
+
+
+def _read_config(path: Path) -> ElasticConfig:
+    if not path.is_file():
+        raise AdapterError(f"{path.parent} has no {CONFIG_FILE}; is it an adapter folder? Save one with save_pretrained.")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise AdapterError(f"{path} is no valid JSON ({error}); fetch or save the adapter again.") from error
+    if isinstance(data, dict) and data.get("format_version", FORMAT_VERSION) != FORMAT_VERSION:
+        raise AdapterError(
+            f"{path} has format_version {data['format_version']!r}, this version reads {FORMAT_VERSION}; "
+            "upgrade elastic-attention."
+        )
+    try:
+        return from_dict(ElasticConfig, data)
+    except (ValueError, TypeError) as error:
+        raise AdapterError(f"{path}: {error}") from error
+
+
+def _load_weights(path: Path, routers: RouterStack) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise AdapterError(f"{path.parent} has no {WEIGHTS_FILE}; fetch or save the adapter again.")
+    try:
+        state: dict[str, Tensor] = load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise AdapterError(f"{path} is damaged or truncated ({error}); fetch or save the adapter again.") from error
+    wanted = {name: tuple(t.shape) for name, t in routers.state_dict().items()}
+    found = {name: tuple(t.shape) for name, t in state.items()}
+    if wanted != found:
+        difference = sorted(set(wanted.items()) ^ set(found.items()))[:4]
+        raise RouterMismatch(f"{path} does not hold the routers that {CONFIG_FILE} describes; first differences: {difference}.")
+    if bad := [name for name, t in state.items() if not bool(torch.isfinite(t.float()).all())]:
+        raise AdapterError(f"{path} holds NaN or infinite weights in {bad[:3]}; the training run that made it diverged.")
+    routers.load_state_dict({name: t.float() for name, t in state.items()})
+
+
+def _model_card(repo_id: str, config: ElasticConfig) -> str:
+    base: Any = config.base_model
+    pattern = config.sparse_pattern
+    return (
+        f"---\nbase_model: {base.name}\nlibrary_name: elastic-attention\ntags: [sparse-attention, long-context]\n---\n\n"
+        f"# Attention routers for {base.name}\n\n"
+        f"Routers decide per prompt and KV head between full attention and streaming attention (sink "
+        f"{pattern.num_sink_tokens}, window {pattern.local_window}, blocks of {pattern.block_size}).\n\n"
+        "```python\nfrom elastic_attention import attach\n"
+        f'handle = attach(model, "{repo_id}")\n```\n'
+    )

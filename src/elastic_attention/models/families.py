@@ -1,0 +1,119 @@
+"""What differs between model families: where attention modules are, and how their keys look before RoPE."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..config import BaseModel
+from ..errors import UnsupportedModel
+
+_REFUSED_ARGUMENTS = {"softcap": "logit soft-capping", "s_aux": "learned attention sinks", "position_bias": "a position bias"}
+
+
+def unwrap_model(model: Any) -> Any:
+    """The PreTrainedModel inside `model`, which may be a PeftModel.
+
+    Raises:
+        UnsupportedModel: `model` is neither.
+    """
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if not (isinstance(inner, nn.Module) and hasattr(inner, "set_attn_implementation") and hasattr(inner, "config")):
+        raise UnsupportedModel(
+            f"{type(model).__name__} is no transformers model; pass a PreTrainedModel or a PeftModel around one."
+        )
+    return inner
+
+
+def find_attention_modules(model: nn.Module) -> dict[int, nn.Module]:
+    """Self-attention modules that read all keys, by layer index. Sliding-window layers are left out.
+
+    Raises:
+        UnsupportedModel: no layer can be routed; the message names what was missing.
+    """
+    candidates = [m for m in model.modules() if hasattr(m, "layer_idx") and hasattr(m, "num_key_value_groups")]
+    if not candidates:
+        raise UnsupportedModel(
+            f"{type(model).__name__} has no attention module with `layer_idx` and `num_key_value_groups`; "
+            "only models of the Llama kind can be attached."
+        )
+    routed = {int(m.layer_idx): m for m in candidates if getattr(m, "sliding_window", None) is None}
+    if not routed:
+        raise UnsupportedModel(
+            f"Every attention layer of {type(model).__name__} has a sliding window; there is no full attention to route."
+        )
+    for index, module in routed.items():
+        _check_module(index, module)
+    return dict(sorted(routed.items()))
+
+
+def _check_module(index: int, module: nn.Module) -> None:
+    if not (hasattr(module, "k_proj") or hasattr(module, "qkv_proj")):
+        raise UnsupportedModel(f"Layer {index} ({type(module).__name__}) has neither `k_proj` nor `qkv_proj`.")
+    if not hasattr(module, "head_dim"):
+        raise UnsupportedModel(f"Layer {index} ({type(module).__name__}) has no `head_dim`.")
+    for name, meaning in (("attn_logit_softcapping", "logit soft-capping"), ("sinks", "learned attention sinks")):
+        if getattr(module, name, None) is not None:
+            raise UnsupportedModel(f"Layer {index} ({type(module).__name__}) uses {meaning} (`{name}`), which is not implemented.")
+    if getattr(module, "is_kv_shared_layer", False):
+        raise UnsupportedModel(f"Layer {index} ({type(module).__name__}) reuses the keys of another layer.")
+
+
+def refuse_arguments(arguments: dict[str, Any]) -> None:
+    """Raise UnsupportedModel for attention arguments that change the result and are not implemented here."""
+    for name, meaning in _REFUSED_ARGUMENTS.items():
+        if arguments.get(name) is not None:
+            raise UnsupportedModel(f"The model asks for {meaning} (`{name}`), which routed attention does not implement.")
+
+
+def count_kv_heads(module: nn.Module) -> int:
+    """G of an attention module."""
+    config: Any = module.config
+    return int(getattr(module, "num_key_value_heads", None) or config.num_key_value_heads)
+
+
+def describe_model(model: Any) -> tuple[BaseModel, tuple[int, ...], int]:
+    """Shape of a model, the layers that can be routed, and its context length in tokens."""
+    inner = unwrap_model(model)
+    modules = find_attention_modules(inner)
+    text = inner.config.get_text_config()
+    first: Any = next(iter(modules.values()))
+    base = BaseModel(
+        name=getattr(inner.config, "_name_or_path", "") or None,
+        revision=getattr(inner.config, "_commit_hash", None),
+        model_type=text.model_type,
+        num_layers=text.num_hidden_layers,
+        num_q_heads=text.num_attention_heads,
+        num_kv_heads=count_kv_heads(first),
+        head_dim=int(first.head_dim),
+    )
+    return base, tuple(modules), int(getattr(text, "max_position_embeddings", 8192))
+
+
+def keys_before_rope(module: Any, hidden_states: Tensor) -> Tensor:
+    """Keys as the router wants them: projected, normalised where the model does so, not yet rotated.
+
+    Args:
+        module: the attention module.
+        hidden_states: (B, m, hidden).
+
+    Returns:
+        (B, m, G, D) in the model's dtype.
+    """
+    head_dim, heads = int(module.head_dim), count_kv_heads(module)
+    if hasattr(module, "k_proj"):
+        keys = module.k_proj(hidden_states)
+    else:  # one fused projection, queries first (Phi-3)
+        num_q_heads = heads * module.num_key_value_groups
+        keys = module.qkv_proj(hidden_states).narrow(-1, num_q_heads * head_dim, heads * head_dim)
+    norm = getattr(module, "k_norm", None)
+    is_flat = norm is not None and _norm_width(norm) == heads * head_dim and heads > 1
+    if is_flat:  # OLMo-2 normalises over all heads at once
+        keys = norm(keys)
+    keys = keys.unflatten(-1, (heads, head_dim))
+    return keys if norm is None or is_flat else norm(keys)
+
+
+def _norm_width(norm: nn.Module) -> int:
+    weight = getattr(norm, "weight", None)
+    return int(torch.tensor(weight.shape).prod()) if weight is not None else 0

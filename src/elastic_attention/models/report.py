@@ -1,0 +1,109 @@
+"""Books of the last forward or generate: how much each row skipped, and what its cache costs."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..patterns import StreamingPattern
+from ..sparsity import count_causal_pairs, count_read_pairs, effective_sparsity_ratio
+from .cache_layer import ElasticLayer
+from .routing import LayerStep
+
+
+@dataclass(slots=True)
+class _Row:
+    """Sums of one row of the batch, over layers and KV heads."""
+
+    prompt_tokens: int = 0
+    causal_pairs: dict[str, int] = field(default_factory=lambda: {"prefill": 0, "decode": 0})
+    read_pairs: dict[str, int] = field(default_factory=lambda: {"prefill": 0, "decode": 0})
+
+
+class RouteReport:
+    """Collects one `LayerStep` per layer and forward; `summarize` turns them into the handle's report."""
+
+    def __init__(self, pattern: StreamingPattern, num_layers: int) -> None:
+        self.pattern, self.num_layers = pattern, num_layers
+        self.rows: list[_Row] = []
+        self.steps: dict[int, LayerStep] = {}
+        self._bytes: list[dict[str, int]] = []
+
+    def add(self, index: int, step: LayerStep) -> None:
+        """Note the step of layer `index` in the forward under way."""
+        self.steps[index] = step
+
+    def close_forward(self, element_bytes: int) -> None:
+        """Do the books of the forward that just ended; `element_bytes` is the size of K and V, 2 * D * itemsize."""
+        if not self.steps:
+            return
+        tokens = next(iter(self.steps.values())).tokens
+        batch = len(tokens.counts)
+        if len(self.rows) != batch:
+            self.rows = [_Row() for _ in range(batch)]
+        heads = {i: step.now.shape[1] for i, step in self.steps.items()}
+        sparse = {i: step.now.sum(1).tolist() for i, step in self.steps.items()}
+        prompt_counts = tokens.prompt_counts()
+        for b, row in enumerate(self.rows):
+            start = tokens.before[b]
+            middle, stop = start + prompt_counts[b], start + tokens.counts[b]
+            row.prompt_tokens += prompt_counts[b]
+            for phase, first, last in (("prefill", start, middle), ("decode", middle, stop)):
+                causal = count_causal_pairs(first, last)
+                for i, step in self.steps.items():
+                    reads_all = phase == "decode" and (step.layer is None or step.layer.keeps_all)
+                    num_sparse = 0 if reads_all else int(sparse[i][b])
+                    row.causal_pairs[phase] += heads[i] * causal
+                    row.read_pairs[phase] += count_read_pairs(
+                        self.pattern, first, last, num_heads=heads[i], num_sparse=num_sparse
+                    )
+        self._bytes = [self._count_bytes(b, element_bytes) for b in range(batch)]
+
+    def _count_bytes(self, b: int, element_bytes: int) -> dict[str, int]:
+        totals = {"kv_bytes": 0, "kv_bytes_dense": 0, "kv_bytes_allocated": 0}
+        for step in self.steps.values():
+            layer: ElasticLayer | None = step.layer
+            if layer is None:
+                continue
+            n, routes = layer.store.lengths[b], layer.store.head_is_sparse[b]
+            num_sparse = 0 if layer.keeps_all else int(routes.sum())
+            held = (len(routes) - num_sparse) * n + num_sparse * self.pattern.count_held(n)
+            totals["kv_bytes"] += held * element_bytes
+            totals["kv_bytes_dense"] += len(routes) * n * element_bytes
+            totals["kv_bytes_allocated"] += layer.store.count_allocated_bytes()[b]
+        return totals
+
+    def summarize(self, element_bytes: int) -> dict[str, Any]:
+        """The dictionary that `Handle.report` documents."""
+        routes = self.stack_routes()
+        decided = [self._is_routed(b) for b in range(len(self.rows))]
+        num_heads = len(self.steps) * (routes.shape[2] if routes.ndim == 3 else 0)
+        rows = self.rows
+        return {
+            "prompt_tokens": [row.prompt_tokens for row in rows],
+            "routed": decided,
+            "msr": [int(routes[b].sum()) / num_heads if num_heads else 0.0 for b in range(len(rows))],
+            "esr_prefill": [effective_sparsity_ratio(r.read_pairs["prefill"], r.causal_pairs["prefill"]) for r in rows],
+            "esr_decode": [effective_sparsity_ratio(r.read_pairs["decode"], r.causal_pairs["decode"]) for r in rows],
+            **{name: [b[name] for b in self._bytes] for name in ("kv_bytes", "kv_bytes_dense", "kv_bytes_allocated")},
+            "kv_bytes_read": [r.read_pairs["decode"] * element_bytes for r in rows],
+            "routes": routes,
+        }
+
+    def stack_routes(self) -> Tensor:
+        """Routes after the last forward, (B, L, G) bool; layers that are not routed are False."""
+        if not self.steps:
+            return torch.zeros(0, self.num_layers, 0, dtype=torch.bool)
+        first = next(iter(self.steps.values())).after
+        routes = torch.zeros(first.shape[0], self.num_layers, first.shape[1], dtype=torch.bool)
+        for index, step in self.steps.items():
+            routes[:, index] = step.after.detach() > 0.5 if step.after.is_floating_point() else step.after
+        return routes
+
+    def _is_routed(self, b: int) -> bool:
+        step = next(iter(self.steps.values()))
+        if step.layer is not None:
+            return step.layer.is_decided[b]
+        config = self.pattern.config
+        return step.tokens.counts[b] > config.num_sink_tokens + config.local_window

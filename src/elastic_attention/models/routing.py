@@ -1,0 +1,168 @@
+"""Deciding the routes of one layer for one forward pass: who is ready, what applies now, what applies later."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config import ElasticConfig
+from ..router import BoundaryPool, select_boundary
+from .cache_layer import ElasticLayer
+from .families import count_kv_heads, keys_before_rope
+from .tokens import Tokens
+
+RouteSource = Callable[[int, Tensor], Tensor]
+"""(layer index, pooled keys (B, G, D) float32) -> routes (B, G), bool or float, True or 1 = sparse."""
+
+POLICIES = ("deferred", "first_chunk", "probe")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayerStep:
+    """What one layer's attention must do in this forward; travels as a keyword argument.
+
+    Attributes:
+        layer: cache layer, None without a cache.
+        now: (B, G) routes in effect for this forward's queries; bool on the host, or float while training.
+        after: (B, G) bool routes from the next forward on.
+    """
+
+    tokens: Tokens
+    layer: ElasticLayer | None
+    now: Tensor
+    after: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoutingRules:
+    """Everything besides the tokens that decides routes.
+
+    Attributes:
+        source: the routers, or what stands in for them.
+        forced: (L, G) or (B, L, G) bool given routes, or None.
+        is_sampling: `source` gives float routes for training.
+        prompt_lengths: (B,) int, real prompt tokens when prompt and answer come in one forward.
+        policy: what a chunked prefill does.
+        first_chunk_tokens: N of the policy "first_chunk".
+        reroute_on_append: later prompts may turn full heads into sparse ones.
+    """
+
+    config: ElasticConfig
+    source: RouteSource
+    forced: Tensor | None
+    is_sampling: bool
+    prompt_lengths: Tensor | None
+    policy: str
+    first_chunk_tokens: int
+    reroute_on_append: bool
+
+
+def plan_layer(
+    rules: RoutingRules, index: int, module: Any, hidden: Tensor, tokens: Tokens, layer: ElasticLayer | None
+) -> LayerStep:
+    """Decide the routes of layer `index`; hidden (B, T, hidden) is the input of its attention."""
+    batch, heads = hidden.shape[0], count_kv_heads(module)
+    is_new = not any(tokens.before) and (layer is None or layer.columns == 0)
+    if is_new and rules.forced is not None:
+        forced = _expand_forced(rules.forced, index, batch)
+        if layer is not None:
+            layer.is_decided, layer.pool = [True] * batch, None
+        return LayerStep(tokens=tokens, layer=layer, now=forced, after=forced)
+    if layer is None:
+        routes = _route_once(rules, index, module, hidden, tokens)
+        return LayerStep(tokens=tokens, layer=None, now=routes, after=routes)
+    if is_new:
+        layer.is_decided = [False] * batch
+        current = torch.zeros(batch, heads, dtype=torch.bool)
+    else:
+        current = layer.store.head_is_sparse
+    if layer.pool is None:
+        return LayerStep(tokens=tokens, layer=layer, now=current, after=current)
+    layer.commit_pool()
+    _update_pool(rules, module, hidden, tokens, layer)
+    ready = [_is_ready(rules, tokens, b, layer.is_decided[b]) for b in range(batch)]
+    was_waiting, layer.is_waiting = layer.is_waiting, bool(tokens.prompt_columns) and not tokens.completes_prompt
+    if not any(ready):
+        return LayerStep(tokens=tokens, layer=layer, now=current, after=current)
+    pooled = layer.pool.mean(count_overlap_twice=rules.config.router.count_overlap_twice)
+    routes = rules.source(index, pooled).to("cpu", torch.bool)
+    after = torch.where(torch.tensor(ready)[:, None], routes | current, current)
+    layer.is_decided = [d or r for d, r in zip(layer.is_decided, ready, strict=True)]
+    if all(layer.is_decided) and not rules.reroute_on_append:
+        layer.pool = None
+    # The chunk that decides stays dense under "first_chunk", so that its keys do not depend on the chunk size.
+    is_deferred = rules.policy == "first_chunk" or (rules.policy == "deferred" and was_waiting)
+    return LayerStep(tokens=tokens, layer=layer, now=current if is_deferred else after, after=after)
+
+
+def _expand_forced(forced: Tensor, index: int, batch: int) -> Tensor:
+    if forced.ndim == 2:
+        return forced[index].expand(batch, -1)
+    if batch % len(forced):
+        raise ValueError(
+            f"set_routes got routes for {len(forced)} prompts, but the model sees {batch} rows; pass one (L, G) entry a "
+            "prompt (beams and returned sequences repeat it)."
+        )
+    return forced[:, index].repeat_interleave(batch // len(forced), dim=0)
+
+
+def _is_ready(rules: RoutingRules, tokens: Tokens, b: int, is_decided: bool) -> bool:
+    """Is the route of sequence b decided in this forward?"""
+    prompt = tokens.prompt_counts()[b]
+    if prompt == 0 or (is_decided and not rules.reroute_on_append):
+        return False
+    seen = tokens.before[b] + prompt
+    pattern = rules.config.sparse_pattern
+    if seen <= pattern.num_sink_tokens + pattern.local_window:
+        return False
+    return tokens.completes_prompt or (rules.policy == "first_chunk" and seen >= rules.first_chunk_tokens)
+
+
+def _route_once(rules: RoutingRules, index: int, module: Any, hidden: Tensor, tokens: Tokens) -> Tensor:
+    """Routes of a forward without a cache."""
+    pool = BoundaryPool(rules.config.router.pooled_tokens)
+    before = torch.zeros(len(hidden), dtype=torch.long, device=hidden.device)
+    real = _limit(rules, tokens.real_mask(len(hidden), hidden.device), before)
+    _pool_tokens(pool, module, hidden, real, before)
+    routes = rules.source(index, pool.mean(count_overlap_twice=rules.config.router.count_overlap_twice))
+    if rules.is_sampling:
+        return routes
+    pattern = rules.config.sparse_pattern
+    is_long = torch.tensor([n > pattern.num_sink_tokens + pattern.local_window for n in tokens.counts])
+    return routes.to("cpu", torch.bool) & is_long[:, None]
+
+
+def _limit(rules: RoutingRules, real: Tensor, before: Tensor) -> Tensor:
+    """Leave out the tokens that the router must not see: answers, and what follows the first chunk."""
+    limit: Tensor | int | None = None
+    if rules.prompt_lengths is not None:
+        limit = rules.prompt_lengths.to(real.device)[:, None]
+    elif rules.policy == "first_chunk":
+        limit = rules.first_chunk_tokens
+    return real if limit is None else real & (before[:, None] + real.cumsum(1) <= limit)
+
+
+def _pool_tokens(pool: BoundaryPool, module: Any, hidden: Tensor, real: Tensor, before: Tensor) -> None:
+    keys, rank, is_valid = _boundary_keys(pool.num_pooled, module, hidden, real, before)
+    pool.update(keys, rank, is_valid, before + real.sum(1))
+
+
+def _boundary_keys(n: int, module: Any, hidden: Tensor, real: Tensor, before: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    index, rank, is_valid = select_boundary(real, before, n)
+    chosen = hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[-1]))
+    return keys_before_rope(module, chosen), rank, is_valid
+
+
+def _update_pool(rules: RoutingRules, module: Any, hidden: Tensor, tokens: Tokens, layer: ElasticLayer) -> None:
+    assert layer.pool is not None
+    before = torch.tensor(tokens.before, device=hidden.device)
+    real = _limit(rules, tokens.real_mask(len(hidden), hidden.device), before)
+    split = tokens.prompt_columns if layer.record_past else tokens.num_columns
+    if split:
+        _pool_tokens(layer.pool, module, hidden[:, :split], real[:, :split], before)
+    if split < tokens.num_columns:
+        # Candidates of assisted decoding may be taken back, so they are pooled only when they are kept.
+        start = before + real[:, :split].sum(1)
+        layer.pooled_later.append(_boundary_keys(layer.num_pooled, module, hidden[:, split:], real[:, split:], start))

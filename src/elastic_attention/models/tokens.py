@@ -1,0 +1,75 @@
+"""The tokens of one forward pass, seen from one layer: which are real, which are prompt, what came before."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tokens:
+    """Shape letters: B batch, T columns of this forward.
+
+    Attributes:
+        real: (B, T) bool on the model's device, None = no padding.
+        before: real tokens of each sequence before this forward.
+        counts: real tokens of each sequence in this forward.
+        prompt_columns: how many of the T columns belong to a prompt; the others were generated.
+        completes_prompt: the prompt ends with this forward (a chunk of a longer prompt does not).
+    """
+
+    real: Tensor | None
+    before: list[int]
+    counts: list[int]
+    num_columns: int
+    prompt_columns: int
+    completes_prompt: bool
+
+    @property
+    def after(self) -> list[int]:
+        return [b + c for b, c in zip(self.before, self.counts, strict=True)]
+
+    def prompt_counts(self) -> list[int]:
+        """Real prompt tokens of each sequence in this forward."""
+        if self.real is None or self.prompt_columns in (0, self.num_columns):
+            return self.counts if self.prompt_columns else [0] * len(self.counts)
+        return self.real[:, : self.prompt_columns].sum(1).tolist()
+
+    def real_mask(self, batch: int, device: torch.device) -> Tensor:
+        """`real` as a tensor, (B, T) bool."""
+        if self.real is not None:
+            return self.real
+        return torch.ones(batch, self.num_columns, dtype=torch.bool, device=device)
+
+
+def read_tokens(
+    mask: Tensor | None, *, batch: int, num_columns: int, past_columns: int, before: list[int], prompt_end: int | None
+) -> Tokens:
+    """Tokens of a forward.
+
+    Args:
+        mask: (B, >= past_columns + num_columns) bool padding mask or None.
+        past_columns: columns in the cache.
+        before: real tokens in the cache, by sequence.
+        prompt_end: column at which the prompt ends; None: several columns at once, or the first one, are a prompt.
+    """
+    real, counts = None, [num_columns] * batch
+    if mask is not None:
+        recent = mask[:, past_columns : past_columns + num_columns]
+        counts = recent.sum(1).tolist()
+        if min(counts) < num_columns:
+            real = recent
+    if prompt_end is None:
+        prompt_columns = num_columns if num_columns > 1 or past_columns == 0 else 0
+        completes = True
+    else:
+        prompt_columns = max(0, min(num_columns, prompt_end - past_columns))
+        completes = past_columns + num_columns >= prompt_end
+    return Tokens(
+        real=real,
+        before=before,
+        counts=counts,
+        num_columns=num_columns,
+        prompt_columns=prompt_columns,
+        completes_prompt=completes,
+    )

@@ -1,0 +1,88 @@
+"""Boundary pooling: the mean key of the first n and last n tokens of a sequence.
+
+Shape letters: B batch, T tokens of this forward, G KV heads, D head dim, n pooled tokens at each end.
+"""
+
+import torch
+from torch import Tensor
+
+
+def select_boundary(real: Tensor, before: Tensor, num_pooled: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Which of T new tokens are among the first n or the last n of their sequence so far.
+
+    Args:
+        real: (B, T) bool; False marks padding, wherever it stands.
+        before: (B,) int, real tokens of each sequence before these.
+        num_pooled: n.
+
+    Returns:
+        index: (B, m) int64 into T, m <= 2n; rank: (B, m) int64, position of that token in its sequence;
+        is_valid: (B, m) bool, False where a slot is unused.
+    """
+    n, (_, length) = num_pooled, real.shape
+    rank = before[:, None] + real.cumsum(1) - 1
+    total = before + real.sum(1)
+    if length <= 2 * n:
+        index = torch.arange(length, device=real.device).expand_as(real)
+        is_real = real
+    else:
+        # Column of the i-th real token, then the first n and the last n of them.
+        order = torch.argsort((~real).to(torch.uint8), dim=1, stable=True)
+        count = total - before
+        offset = torch.arange(n, device=real.device)[None]
+        local = torch.cat([offset.expand(len(real), n), count[:, None] - n + offset], dim=1)
+        is_second = torch.arange(2 * n, device=real.device) >= n
+        is_real = (local >= torch.where(is_second, n, 0)) & (local < count[:, None])
+        index = order.gather(1, local.clamp(0, length - 1))
+    rank = rank.gather(1, index)
+    is_valid = is_real & ((rank < n) | (rank >= (total - n)[:, None]))
+    return index, rank, is_valid
+
+
+class BoundaryPool:
+    """Keys before RoPE of the first n and last n tokens of each sequence, kept until its route is decided.
+
+    Token of rank r lives in slot r if r < n, else in slot n + (r - n) % n. So the slots are always the union of
+    the first n and the last n tokens, each once, however the sequence arrived: in one piece, in chunks, in turns.
+    """
+
+    def __init__(self, num_pooled: int) -> None:
+        self.num_pooled = num_pooled
+        self._slots: Tensor | None = None  # (B, 2n + 1, G, D) float32; the last slot takes what is not pooled
+        self._total: Tensor | None = None  # (B,) int64
+
+    def update(self, keys: Tensor, rank: Tensor, is_valid: Tensor, total: Tensor) -> None:
+        """Add tokens chosen by `select_boundary`.
+
+        Args:
+            keys: (B, m, G, D), any float dtype, before RoPE.
+            rank, is_valid: (B, m).
+            total: (B,) int, real tokens of each sequence including these.
+        """
+        n = self.num_pooled
+        if self._slots is None:
+            self._slots = keys.new_zeros((len(keys), 2 * n + 1, *keys.shape[2:]), dtype=torch.float32)
+        slot = torch.where(rank < n, rank, n + (rank - n) % n)
+        slot = torch.where(is_valid, slot, 2 * n)[..., None, None].expand(*rank.shape, *keys.shape[2:])
+        self._slots = self._slots.scatter(1, slot, keys.float())
+        self._total = total
+
+    def mean(self, *, count_overlap_twice: bool = False) -> Tensor:
+        """Mean pooled key, (B, G, D) float32. An empty sequence gives zeros."""
+        assert self._slots is not None and self._total is not None
+        n, slots, total = self.num_pooled, self._slots[:, :-1], self._total
+        count = total.clamp(max=2 * n)
+        summed = slots.sum(1)
+        if count_overlap_twice:
+            slot = torch.arange(2 * n, device=slots.device)[None]
+            is_twice = (slot >= (total - n).clamp(min=0)[:, None]) & (slot < total.clamp(max=n)[:, None])
+            is_twice &= (total < 2 * n)[:, None]
+            summed = summed + (slots * is_twice[..., None, None]).sum(1)
+            count = count + is_twice.sum(1)
+        return summed / count.clamp(min=1)[:, None, None]
+
+    def select(self, indices: Tensor) -> None:
+        """Keep these sequences, in this order; (B',) int64."""
+        if self._slots is not None and self._total is not None:
+            indices = indices.to(self._slots.device)
+            self._slots, self._total = self._slots[indices], self._total[indices]

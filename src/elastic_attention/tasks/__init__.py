@@ -1,0 +1,36 @@
+"""Long-context samples to train and evaluate routers: `generate` makes one, `render` turns it into tokens.
+
+Pure Python; a tokenizer is passed in. One kind = one function + one line in `registry.KINDS`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from elastic_attention.tasks.corpora import Corpora, build_corpora, load_corpora
+    from elastic_attention.tasks.drawing import SPLITS
+    from elastic_attention.tasks.registry import KINDS, Kind, generate
+    from elastic_attention.tasks.sample import Sample, render
+
+__all__ = ["KINDS", "SPLITS", "Corpora", "Kind", "Sample", "build_corpora", "generate", "load_corpora", "render"]
+
+HOMES = {
+    "Corpora": "corpora",
+    "build_corpora": "corpora",
+    "load_corpora": "corpora",
+    "SPLITS": "drawing",
+    "KINDS": "registry",
+    "Kind": "registry",
+    "generate": "registry",
+    "Sample": "sample",
+    "render": "sample",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import public names on first use, so that `python -m` on a submodule runs it once."""
+    if name not in HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{HOMES[name]}"), name)

@@ -1,0 +1,89 @@
+"""The kinds of samples, and `generate`."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from elastic_attention.tasks.aggregation import make_most_frequent
+from elastic_attention.tasks.continuation import make_code, make_prose, make_repeated_line
+from elastic_attention.tasks.copying import make_copying
+from elastic_attention.tasks.corpora import Corpora
+from elastic_attention.tasks.drawing import SPLITS, Draw
+from elastic_attention.tasks.facts import make_facts
+from elastic_attention.tasks.few_shot import make_classes, make_regions
+from elastic_attention.tasks.lookup import make_constants, make_lookup
+from elastic_attention.tasks.needles import make_needle, make_needles
+from elastic_attention.tasks.sample import Sample, Tokenizer, encode_prompt
+from elastic_attention.tasks.subject import make_subject
+
+SENSITIVE, ROBUST = "sensitive", "robust"
+EXACT, TOKEN_ACCURACY = "exact", "token_accuracy"
+MIN_TOKENS = 512
+MAX_TRIES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of sample: its category, how it is scored, and the function (draw, kind, category) that makes one.
+
+    metric "exact": all answer tokens are greedy predictions; "token_accuracy": the share that are.
+    """
+
+    category: str
+    metric: str
+    make: Callable[[Draw, str, str], Sample]
+
+
+KINDS = {
+    "needle": Kind(SENSITIVE, EXACT, make_needle),
+    "needles_2": Kind(SENSITIVE, EXACT, partial(make_needles, num_keys=2)),
+    "needles_4": Kind(SENSITIVE, EXACT, partial(make_needles, num_keys=4)),
+    "lookup": Kind(SENSITIVE, EXACT, make_lookup),
+    "constants": Kind(SENSITIVE, EXACT, make_constants),
+    "facts": Kind(SENSITIVE, EXACT, make_facts),
+    "copying": Kind(SENSITIVE, EXACT, make_copying),
+    "prose": Kind(ROBUST, TOKEN_ACCURACY, make_prose),
+    "code": Kind(ROBUST, TOKEN_ACCURACY, make_code),
+    "repeated_line": Kind(ROBUST, EXACT, make_repeated_line),
+    "classes": Kind(ROBUST, EXACT, make_classes),
+    "regions": Kind(ROBUST, EXACT, make_regions),
+    "most_frequent": Kind(ROBUST, EXACT, make_most_frequent),
+    "subject": Kind(ROBUST, EXACT, make_subject),
+}
+
+
+def generate(
+    kind: str,
+    *,
+    seed: int,
+    index: int,
+    target_tokens: int,
+    corpora: Corpora,
+    tokenizer: Tokenizer,
+    split: str = "train",
+) -> Sample:
+    """One sample whose prompt has at most `target_tokens` tokens and about nine tenths of that at least.
+
+    The same arguments give the same sample on any machine. `split` is "train", "heldout" (other texts, words and
+    numbers) or "heldout_format" (held out, and in a wording that training never sees). Raises ValueError for an
+    unknown kind or split and for fewer than 512 tokens.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind {kind!r} is unknown; choose one of {', '.join(KINDS)}.")
+    if split not in SPLITS:
+        raise ValueError(f"split {split!r} is unknown; choose one of {', '.join(SPLITS)}.")
+    if target_tokens < MIN_TOKENS:
+        raise ValueError(f"target_tokens is {target_tokens}; samples need at least {MIN_TOKENS}.")
+    num_tokens = target_tokens
+    for _ in range(MAX_TRIES):
+        rng = random.Random(f"{seed}/{split}/{kind}/{index}")
+        draw = Draw(rng=rng, split=split, corpora=corpora, tokenizer=tokenizer, num_tokens=num_tokens)
+        sample = KINDS[kind].make(draw, kind, KINDS[kind].category)
+        excess = len(encode_prompt(sample, tokenizer)) - target_tokens
+        if excess <= 0:
+            return sample
+        num_tokens -= excess
+    raise ValueError(f"kind {kind!r} does not fit {target_tokens} tokens with this tokenizer; ask for more.")

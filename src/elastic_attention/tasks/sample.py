@@ -1,0 +1,61 @@
+"""One sample, and its tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Protocol
+
+
+class Tokenizer(Protocol):
+    """What this package asks of a tokenizer; every transformers tokenizer with a chat template has it."""
+
+    def __call__(self, text: Any, *, add_special_tokens: bool) -> Any:
+        """{"input_ids": list of ids} of a text, or a list of such lists for a list of texts."""
+
+    def apply_chat_template(self, messages: Any, *, add_generation_prompt: bool, tokenize: bool) -> Any:
+        """The text of a conversation, up to where the assistant speaks."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """A long prompt with a short answer.
+
+    `category` is a column of the data ("sensitive" or "robust"). `answer` continues `answer_prefix`, with its
+    leading space. Chat samples put context and question into the user's turn and `answer_prefix` at the start
+    of the assistant's; plain samples (`is_chat` False) are context + question + answer_prefix as one text.
+    """
+
+    kind: str
+    category: str
+    context: str
+    question: str
+    answer: str
+    answer_prefix: str
+    is_chat: bool
+
+
+def render(sample: Sample, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """The token ids (prompt_ids, answer_ids); the answer is right when greedy decoding yields `answer_ids`."""
+    return list(encode_prompt(sample, tokenizer)), encode(sample.answer, tokenizer)
+
+
+# `generate` checks the length of what the caller then renders, so each prompt is tokenised once.
+@lru_cache(maxsize=16)
+def encode_prompt(sample: Sample, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The prompt's token ids."""
+    return tuple(encode(prompt_text(sample, tokenizer), tokenizer))
+
+
+def prompt_text(sample: Sample, tokenizer: Tokenizer) -> str:
+    """The prompt as text, chat markers and answer prefix included."""
+    if not sample.is_chat:
+        return sample.context + sample.question + sample.answer_prefix
+    messages = [{"role": "user", "content": f"{sample.context}\n\n{sample.question}"}]
+    opened = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    return opened + sample.answer_prefix
+
+
+def encode(text: str, tokenizer: Tokenizer) -> list[int]:
+    """Token ids of a text without special tokens added."""
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -1,0 +1,13 @@
+"""Pictures, tables and pages. They are made from records alone, never from models.
+
+Nothing here imports matplotlib, jinja2 or rich before a function needs it.
+"""
+
+from .curves import save_curves
+from .frontier import save_frontier
+from .head_map import save_head_maps
+from .report import render_report
+from .tables import update_tables
+from .terminal import HeadMapPicture
+
+__all__ = ["HeadMapPicture", "render_report", "save_curves", "save_frontier", "save_head_maps", "update_tables"]

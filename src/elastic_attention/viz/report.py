@@ -1,0 +1,147 @@
+"""One self-contained HTML page from records: totals, head maps, tables. It asks no other host for anything."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import BackendUnavailable, ElasticAttentionError
+from .columns import Column, pick_columns
+from .head_map import CheckedHeadMap, average_head_maps, check_head_map, mean_share
+from .summary import DemoSummary, summarise_demo
+from .units import (
+    format_bytes,
+    format_commit,
+    format_count,
+    format_percent,
+    format_ratio,
+    format_seconds,
+    format_text,
+    list_rows,
+)
+
+TEMPLATE = "report.html.j2"
+CELL = 10  # side of a head's cell in the map's own units
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MapView:
+    """A head map as the template draws it: L columns of G cells."""
+
+    title: str
+    shares: CheckedHeadMap
+    msr: float | None
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Section:
+    """One record as the template shows it."""
+
+    command: str
+    is_demo: bool
+    model: str
+    device: str
+    created: str
+    summary: DemoSummary
+    maps: list[MapView]
+    columns: list[Column]
+    rows: list[dict[str, Any]]
+    facts: dict[str, str]
+    config: str
+
+
+def render_report(records: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> str:
+    """Render one record, or several below each other, as one HTML page.
+
+    Args:
+        records: records as `read_record` returns them. `metrics.rows` becomes a table that sorts; `metrics.head_maps`
+            (task to L x G shares, 1 = sparse) becomes pictures. The rows of a demo also give the totals on top.
+
+    Returns:
+        The page as text. Every value from a record is escaped; scripts, styles and pictures are inline.
+
+    Raises:
+        ElasticAttentionError: there is no record, or a head map is malformed.
+        BackendUnavailable: jinja2 is not installed.
+    """
+    sections = [_build_section(record) for record in ([records] if isinstance(records, Mapping) else records)]
+    if not sections:
+        raise ElasticAttentionError("There is no record to report on. Pass at least one record file.")
+    try:
+        from jinja2 import Environment, PackageLoader, StrictUndefined
+    except ImportError as error:
+        raise BackendUnavailable(
+            "The report needs jinja2, which is not installed. Install it with: pip install 'elastic-attention[demo]'"
+        ) from error
+    environment = Environment(
+        loader=PackageLoader("elastic_attention.viz"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "bytes": format_bytes,
+        "percent": format_percent,
+        "ratio": format_ratio,
+        "seconds": format_seconds,
+        "share_in_words": describe_share,
+        "text": format_text,
+    }
+    return environment.get_template(TEMPLATE).render(sections=sections, cell=CELL)
+
+
+def _build_section(record: Mapping[str, Any]) -> Section:
+    rows = list_rows(record) or list_rows(record, "by_kind")
+    command = format_text(record.get("command"))
+    package = record.get("package") or {}
+    return Section(
+        command=command,
+        is_demo=command == "demo" and bool(rows),
+        model=format_text(record.get("model")),
+        device=format_text(record.get("device")),
+        created=str(record.get("created") or "")[:16].replace("T", " "),
+        summary=summarise_demo(rows),
+        maps=_build_maps(record),
+        columns=pick_columns(rows),
+        rows=rows,
+        facts={
+            "Data": format_text(record.get("data")),
+            "Samples": format_count(record.get("n")),
+            "Seed": format_text(record.get("seed")),
+            "Time": format_seconds(record.get("seconds")),
+            "Package": f"{format_text(package.get('name'))} {format_text(package.get('version'))}",
+            "Commit": format_commit(package.get("commit")),
+            "Versions": format_text(record.get("versions")),
+        },
+        config=json.dumps(record.get("config"), indent=2, ensure_ascii=False, default=str),
+    )
+
+
+def _build_maps(record: Mapping[str, Any]) -> list[MapView]:
+    """One view a task, after the mean over the tasks where there are several."""
+    head_maps = record.get("metrics", {}).get("head_maps") or {}
+    if not isinstance(head_maps, Mapping):
+        raise ElasticAttentionError(f"metrics.head_maps must map a task to its head map, got {type(head_maps).__name__}.")
+    checked = {str(task): check_head_map(head_map, str(task)) for task, head_map in head_maps.items()}
+    if len(checked) > 1:
+        checked = {"Mean of all tasks": average_head_maps(list(checked.values())), **checked}
+    return [
+        MapView(
+            title=task,
+            shares=shares,
+            msr=mean_share(shares),
+            width=CELL * len(shares),
+            height=CELL * len(shares[0]),
+        )
+        for task, shares in checked.items()
+    ]
+
+
+def describe_share(share: float | None) -> str:
+    """What a cell of a head map says in words."""
+    if share is None:
+        return "not routed"
+    return "full" if share == 0 else "sparse" if share == 1 else f"sparse in {format_ratio(share)}"

@@ -1,0 +1,98 @@
+"""How the values of a record become text, in pages, tables and pictures alike."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+MISSING = "–"
+
+
+def to_number(value: object) -> float | None:
+    """`value` as a finite float, or None if it is no number (missing, text, bool, not finite)."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if math.isfinite(value) else None
+
+
+def format_count(value: object) -> str:
+    """A whole number with thousands separators: `4,096`."""
+    number = to_number(value)
+    return MISSING if number is None else f"{number:,.0f}"
+
+
+def format_ratio(value: object) -> str:
+    """A ratio in [0, 1] with two digits: `0.72`."""
+    return format_decimal(value, 2)
+
+
+def format_decimal(value: object, digits: int) -> str:
+    """A number with a fixed count of digits after the point."""
+    number = to_number(value)
+    return MISSING if number is None else f"{number:,.{digits}f}"
+
+
+def format_percent(value: object, digits: int = 0) -> str:
+    """A ratio as per cent: `72%`."""
+    number = to_number(value)
+    return MISSING if number is None else f"{number * 100:.{digits}f}%"
+
+
+def format_seconds(value: object) -> str:
+    """Seconds with three significant digits: `0.123 s`, `4.56 s`, `128 s`."""
+    number = to_number(value)
+    if number is None:
+        return MISSING
+    digits = 0 if abs(number) >= 100 else 1 if abs(number) >= 10 else 2 if abs(number) >= 1 else 3
+    return f"{number:,.{digits}f} s"
+
+
+def format_bytes(value: object) -> str:
+    """Bytes with a binary unit: `94.4 MiB`."""
+    number = to_number(value)
+    if number is None:
+        return MISSING
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(number) < 1024:
+            return f"{number:,.0f} B" if unit == "B" else f"{number:,.1f} {unit}"
+        number /= 1024
+    return f"{number:,.1f} TiB"
+
+
+def format_interval(low: object, high: object, digits: int = 2) -> str:
+    """A confidence interval: `[0.95, 0.99]`, or nothing where one end is missing."""
+    if to_number(low) is None or to_number(high) is None:
+        return ""
+    return f"[{format_decimal(low, digits)}, {format_decimal(high, digits)}]"
+
+
+def format_verdict(value: object) -> str:
+    """`right`, `wrong`, or the mark of a missing value."""
+    return MISSING if value is None else "right" if value else "wrong"
+
+
+def format_text(value: object) -> str:
+    """Any record value in one line: text as it is, a mapping by its `name` or its entries, a list joined by commas."""
+    if value is None or value == "":
+        return MISSING
+    if isinstance(value, Mapping):
+        if value.get("name"):
+            return format_text(value["name"])
+        return ", ".join(f"{key} {format_text(entry)}" for key, entry in value.items()) or MISSING
+    if isinstance(value, list | tuple):
+        return ", ".join(format_text(entry) for entry in value) or MISSING
+    if isinstance(value, float):
+        return f"{value:.4g}" if math.isfinite(value) else MISSING
+    return str(value)
+
+
+def format_commit(value: object) -> str:
+    """A commit in nine digits, with `-dirty` where the sources differed from it."""
+    if not isinstance(value, str):
+        return MISSING
+    return value[:9] + ("-dirty" if value.endswith("-dirty") else "")
+
+
+def list_rows(record: Mapping[str, Any], name: str = "rows") -> list[dict[str, Any]]:
+    """The rows under `metrics.<name>` of a record; an empty list where there are none."""
+    rows = record.get("metrics", {}).get(name) or []
+    return [row for row in rows if isinstance(row, dict)]

@@ -89,6 +89,8 @@ def hybrid_attention(
     _validate(q, k, v, head_is_sparse, is_packed=is_packed, segments=cu_seqlens_q)
     if head_is_sparse.dtype != torch.bool:
         raise ValueError(f"head_is_sparse must be bool, got {head_is_sparse.dtype}; True = sparse.")
+    if (is_packed and left_padding is not None) or (cu_seqlens_k is not None and not is_packed):
+        raise ValueError("A batch is padded (left_padding) or packed (cu_seqlens_q, and cu_seqlens_k); pass one of the two.")
     factor = q.shape[-1] ** -0.5 if scale is None else scale
     if cu_seqlens_q is None and left_padding is None:
         out, lse = attend(q, k, v, head_is_sparse, pattern, factor)

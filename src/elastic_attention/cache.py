@@ -156,16 +156,22 @@ class ElasticCache:
         assert self.groups is not None
         sources = [group for group in self.groups if any(p[0] is group for p in places)]
         like = self.groups[0].keys
-        if len(sources) == 1:
+        turns_sparse = is_evicting and not all(group.is_evicting for group in sources)
+        if len(sources) == 1 and not (turns_sparse and any(self.evicted)):
             source, index = sources[0], [i for _, i in places]
             if index == list(range(len(source.rows))):
                 return RowGroup(rows, source.keys, source.values, is_evicting=is_evicting)
             return RowGroup(rows, source.keys[index], source.values[index], is_evicting=is_evicting)
         capacity = max((group.keys.shape[1] for group in sources), default=0)
         keys, values = (like.new_zeros(len(rows), capacity, like.shape[2]) for _ in range(2))
+        sink = self.pattern.config.num_sink_tokens
         for target, (group, i) in enumerate(places):
-            stored = group.keys.shape[1]
-            keys[target, :stored], values[target, :stored] = group.keys[i], group.values[i]
+            # A full row that turns sparse drops what the sparse rows of its sequence have dropped before.
+            is_late = is_evicting and not group.is_evicting
+            gap = self.evicted[group.rows[i] // self.num_kv_heads] if is_late else 0
+            for new, old in ((keys, group.keys[i]), (values, group.values[i])):
+                kept = torch.cat([old[:sink], old[sink + gap :]]) if gap else old
+                new[target, : len(kept)] = kept
         return RowGroup(rows, keys, values, is_evicting=is_evicting)
 
     def evict(self) -> None:
@@ -173,7 +179,9 @@ class ElasticCache:
         if self.groups is None or not self.groups[1].rows:
             return
         group = self.groups[1]
-        wanted = [max(e, self.pattern.count_evicted(n)) for n, e in zip(self.lengths, self.evicted, strict=True)]
+        wanted = list(self.evicted)
+        for b in {row // self.num_kv_heads for row in group.rows}:
+            wanted[b] = max(wanted[b], self.pattern.count_evicted(self.lengths[b]))
         drops = [w - e for w, e in zip(wanted, self.evicted, strict=True)]
         row_drops = [drops[row // self.num_kv_heads] for row in group.rows]
         if not any(row_drops):

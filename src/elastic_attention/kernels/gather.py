@@ -23,6 +23,8 @@ def attend_gather(
 
     Differentiable in q, k and v. `head_is_sparse` is read on the host.
     """
+    if not q.numel():  # the fused kernels divide by the number of queries
+        return torch.zeros_like(q), q.new_zeros(q.shape[:-1], dtype=torch.float32)
     (batch, num_q_heads, num_queries, width), (_, num_kv_heads, num_keys, _) = q.shape, k.shape
     rows_q = q.reshape(batch * num_kv_heads, num_q_heads // num_kv_heads, num_queries, width)
     rows_k, rows_v = (x.reshape(batch * num_kv_heads, num_keys, width) for x in (k, v))
@@ -32,13 +34,13 @@ def attend_gather(
     if len(kinds) == 1:
         out, lse = _attend_rows(rows_q, rows_k, rows_v, cuts[kinds[0]], scale)
     else:
-        out, lse = q.new_empty(rows_q.shape), q.new_empty(rows_q.shape[:-1], dtype=torch.float32)
+        out, lse = q.new_empty(rows_q.shape), q.new_empty(rows_q.shape[:-1], dtype=_wide(q))
         for kind in kinds:
             rows = torch.tensor([i for i, s in enumerate(is_sparse) if s == kind], device=q.device)
             part_out, part_lse = _attend_rows(rows_q[rows], rows_k[rows], rows_v[rows], cuts[kind], scale)
             out.index_copy_(0, rows, part_out)
             lse.index_copy_(0, rows, part_lse)
-    return out.view(q.shape), lse.view(q.shape[:-1])
+    return out.view(q.shape), lse.view(q.shape[:-1]).float()
 
 
 def blend_gather(q: Tensor, k: Tensor, v: Tensor, route: Tensor, config: StreamingConfig, scale: float) -> Tensor:
@@ -59,7 +61,7 @@ class _RowAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, pieces: list[Piece], scale: float) -> tuple[Tensor, Tensor]:
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
-        lse = q.new_empty(q.shape[:-1], dtype=torch.float32)
+        lse = q.new_empty(q.shape[:-1], dtype=_wide(q))
         states = []
         for piece in pieces:
             blocks = _split(q, piece)
@@ -110,6 +112,11 @@ class _RowAttention(torch.autograd.Function):
                 _scatter_add(dv, part_dv, part)
             _join(dq, piece, dq_blocks)
         return dq, dk, dv, None, None
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    """What kernels accumulate in: float32, or float64 for float64."""
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 def _split(x: Tensor, piece: Piece) -> Tensor:

@@ -14,6 +14,7 @@ from transformers.masking_utils import sdpa_mask
 
 from ..attention import blended_attention, decode_attention, hybrid_attention
 from ..config import StreamingConfig
+from ..errors import UnsupportedModel
 from .families import refuse_arguments
 from .routing import LayerStep
 
@@ -29,11 +30,26 @@ def register() -> None:
 def elastic_mask(
     batch_size: int, q_length: int, kv_length: int, *args: Any, attention_mask: Tensor | None = None, **kwargs: Any
 ) -> Tensor | None:
-    """The padding mask (B, S) bool, or None without padding; never T x S. Sliding layers get sdpa's own mask."""
+    """The padding mask (B, S) bool, or None without padding; never T x S. Sliding layers get sdpa's own mask.
+
+    Raises:
+        UnsupportedModel: the model asks for more than causal order and padding, such as packed sequences.
+        ValueError: the padding mask leaves out the cache.
+    """
     if kwargs.get("local_size") is not None:
         return sdpa_mask(batch_size, q_length, kv_length, *args, attention_mask=attention_mask, **kwargs)
+    if not kwargs.get("allow_is_causal_skip", True) and not torch.compiler.is_compiling():
+        raise UnsupportedModel(
+            "Routed attention knows causal order and padding only; packed sequences (position_ids that start again), "
+            "bidirectional parts and overlays are not implemented. Pass one sequence a row, with an attention_mask."
+        )
     if attention_mask is None:
         return None
+    if attention_mask.shape[1] < kv_length:
+        raise ValueError(
+            f"attention_mask has {attention_mask.shape[1]} columns, but the cache and the new tokens are {kv_length}; "
+            "pass a mask over both."
+        )
     mask = attention_mask[:, :kv_length].bool()
     return None if bool(mask.all()) else mask
 
@@ -60,7 +76,7 @@ def elastic_attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
-    refuse_arguments(kwargs | {"attention dropout": dropout or None})
+    refuse_arguments(kwargs | {"dropout": dropout or None})
     step, layer, tokens = elastic, elastic.layer, elastic.tokens
     is_dense = not step.now.is_floating_point() and not bool(step.now.any()) and tokens.real is None
     if layer is None:

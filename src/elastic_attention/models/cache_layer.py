@@ -20,6 +20,7 @@ class ElasticLayer(DynamicLayer):
         is_decided: by sequence, has the route been decided?
         pool: pooled keys of sequences whose route is still open.
         is_waiting: the prompt arrives in chunks and its end is not there yet.
+        is_claimed: routed attention is about to call `update`; the base model must not.
         record_past: transformers sets this while assisted decoding may take tokens back; nothing is evicted
             until the `crop` that follows each step.
     """
@@ -30,7 +31,7 @@ class ElasticLayer(DynamicLayer):
         super().__init__()
         self.pattern, self.keeps_all = pattern, keeps_all
         self.num_pooled = num_pooled
-        self.record_past = False
+        self.is_claimed = self.record_past = False
         self._clear()
 
     def _clear(self) -> None:
@@ -52,6 +53,11 @@ class ElasticLayer(DynamicLayer):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Return the new states; the attention function stores them, because it knows which are real."""
+        if not self.is_claimed:
+            raise UnsupportedCache(
+                "This cache was filled with routed heads, which the base model cannot read; start with an empty cache."
+            )
+        self.is_claimed = False
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         return key_states, value_states
@@ -92,6 +98,8 @@ class ElasticLayer(DynamicLayer):
         if self.real is not None:
             self.real = self.real[:, : self.columns]
         self.commit_pool(removed)
+        if self.pool is not None:
+            self.pool.crop(torch.tensor(self.store.lengths))
         self.store.evict()
 
     def commit_pool(self, removed: int = 0) -> None:
@@ -99,8 +107,7 @@ class ElasticLayer(DynamicLayer):
         for index, (keys, rank, is_valid) in enumerate(self.pooled_later):
             kept = keys.shape[1] - (removed if index == len(self.pooled_later) - 1 else 0)
             if self.pool is not None and kept > 0:
-                total = torch.tensor(self.store.lengths, device=keys.device)
-                self.pool.update(keys[:, :kept], rank[:, :kept], is_valid[:, :kept], total)
+                self.pool.update(keys[:, :kept], rank[:, :kept], is_valid[:, :kept])
         self.pooled_later = []
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
@@ -135,6 +142,7 @@ def claim_layer(cache: Cache, index: int, make: Any) -> ElasticLayer:
         cache.layers.append(DynamicLayer())
     layer = cache.layers[index]
     if isinstance(layer, ElasticLayer):
+        layer.is_claimed = True
         return layer
     if type(layer) is not DynamicLayer:
         raise UnsupportedCache(
@@ -145,6 +153,7 @@ def claim_layer(cache: Cache, index: int, make: Any) -> ElasticLayer:
         raise UnsupportedCache(
             f"The cache already holds {layer.get_seq_length()} tokens of the base model; start with an empty DynamicCache."
         )
-    ours = make()
+    ours: ElasticLayer = make()
+    ours.is_claimed = True
     cache.layers[index] = ours
     return ours

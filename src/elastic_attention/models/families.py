@@ -8,7 +8,12 @@ from torch import Tensor, nn
 from ..config import BaseModel
 from ..errors import UnsupportedModel
 
-_REFUSED_ARGUMENTS = {"softcap": "logit soft-capping", "s_aux": "learned attention sinks", "position_bias": "a position bias"}
+_REFUSED_ARGUMENTS = {
+    "softcap": "logit soft-capping",
+    "s_aux": "learned attention sinks",
+    "position_bias": "a position bias",
+    "dropout": "attention dropout",
+}
 
 
 def unwrap_model(model: Any) -> Any:
@@ -37,7 +42,7 @@ def find_attention_modules(model: nn.Module) -> dict[int, nn.Module]:
             f"{type(model).__name__} has no attention module with `layer_idx` and `num_key_value_groups`; "
             "only models of the Llama kind can be attached."
         )
-    routed = {int(m.layer_idx): m for m in candidates if getattr(m, "sliding_window", None) is None}
+    routed = {int(m.layer_idx): m for m in candidates if not _is_sliding(m)}
     if not routed:
         raise UnsupportedModel(
             f"Every attention layer of {type(model).__name__} has a sliding window; there is no full attention to route."
@@ -45,6 +50,14 @@ def find_attention_modules(model: nn.Module) -> dict[int, nn.Module]:
     for index, module in routed.items():
         _check_module(index, module)
     return dict(sorted(routed.items()))
+
+
+def _is_sliding(module: Any) -> bool:
+    """Does this layer read a window only? Families keep the window on the module or, one for all layers, in the config."""
+    if not getattr(module, "is_sliding", True):  # EXAONE 4 notes the window on its full layers too
+        return False
+    window = module.sliding_window if hasattr(module, "sliding_window") else getattr(module.config, "sliding_window", None)
+    return window is not None
 
 
 def _check_module(index: int, module: nn.Module) -> None:

@@ -70,6 +70,8 @@ def plan_layer(
         if layer is not None:
             layer.is_decided, layer.pool = [True] * batch, None
         return LayerStep(tokens=tokens, layer=layer, now=forced, after=forced)
+    if rules.is_sampling and layer is not None:
+        raise ValueError("Sampled routes need the whole sequence in one forward without a cache; pass use_cache=False.")
     if layer is None:
         routes = _route_once(rules, index, module, hidden, tokens)
         return LayerStep(tokens=tokens, layer=None, now=routes, after=routes)
@@ -145,8 +147,7 @@ def _limit(rules: RoutingRules, real: Tensor, before: Tensor) -> Tensor:
 
 
 def _pool_tokens(pool: BoundaryPool, module: Any, hidden: Tensor, real: Tensor, before: Tensor) -> None:
-    keys, rank, is_valid = _boundary_keys(pool.num_pooled, module, hidden, real, before)
-    pool.update(keys, rank, is_valid, before + real.sum(1))
+    pool.update(*_boundary_keys(pool.num_pooled, module, hidden, real, before))
 
 
 def _boundary_keys(n: int, module: Any, hidden: Tensor, real: Tensor, before: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -42,47 +42,54 @@ def select_boundary(real: Tensor, before: Tensor, num_pooled: int) -> tuple[Tens
 class BoundaryPool:
     """Keys before RoPE of the first n and last n tokens of each sequence, kept until its route is decided.
 
-    Token of rank r lives in slot r if r < n, else in slot n + (r - n) % n. So the slots are always the union of
-    the first n and the last n tokens, each once, however the sequence arrived: in one piece, in chunks, in turns.
+    Token of rank r lives in slot r if r < n, else in slot n + (r - n) % n, so the slots hold the union of the first n
+    and the last n tokens, each once, however the sequence arrived: in one piece, in chunks, in turns. Each slot
+    remembers the rank it holds; one that is no longer among them (after `crop`) does not count.
     """
 
     def __init__(self, num_pooled: int) -> None:
         self.num_pooled = num_pooled
         self._slots: Tensor | None = None  # (B, 2n + 1, G, D) float32; the last slot takes what is not pooled
-        self._total: Tensor | None = None  # (B,) int64
+        self._ranks: Tensor | None = None  # (B, 2n + 1) int64, -1 = empty
+        self._total: Tensor | None = None  # (B,) int64, tokens that were offered so far
 
-    def update(self, keys: Tensor, rank: Tensor, is_valid: Tensor, total: Tensor) -> None:
+    def update(self, keys: Tensor, rank: Tensor, is_valid: Tensor) -> None:
         """Add tokens chosen by `select_boundary`.
 
         Args:
             keys: (B, m, G, D), any float dtype, before RoPE.
             rank, is_valid: (B, m).
-            total: (B,) int, real tokens of each sequence including these.
         """
         n = self.num_pooled
-        if self._slots is None:
+        if self._slots is None or self._ranks is None or self._total is None:
             self._slots = keys.new_zeros((len(keys), 2 * n + 1, *keys.shape[2:]), dtype=torch.float32)
+            self._ranks = rank.new_full((len(keys), 2 * n + 1), -1)
+            self._total = rank.new_zeros(len(keys))
         slot = torch.where(rank < n, rank, n + (rank - n) % n)
-        slot = torch.where(is_valid, slot, 2 * n)[..., None, None].expand(*rank.shape, *keys.shape[2:])
-        self._slots = self._slots.scatter(1, slot, keys.float())
-        self._total = total
+        slot = torch.where(is_valid, slot, 2 * n)
+        self._slots = self._slots.scatter(1, slot[..., None, None].expand(*rank.shape, *keys.shape[2:]), keys.float())
+        self._ranks = self._ranks.scatter(1, slot, rank)
+        self._total = self._total.maximum(torch.where(is_valid, rank, -1).amax(1) + 1)
+
+    def crop(self, total: Tensor) -> None:
+        """Forget the tokens from rank `total` (B,) on. What they had displaced stays lost and is left out of the mean."""
+        if self._ranks is not None and self._total is not None:
+            self._total = self._total.minimum(total.to(self._total.device))
+            self._ranks = torch.where(self._ranks < self._total[:, None], self._ranks, -1)
 
     def mean(self, *, count_overlap_twice: bool = False) -> Tensor:
         """Mean pooled key, (B, G, D) float32. An empty sequence gives zeros."""
-        assert self._slots is not None and self._total is not None
-        n, slots, total = self.num_pooled, self._slots[:, :-1], self._total
-        count = total.clamp(max=2 * n)
-        summed = slots.sum(1)
+        assert self._slots is not None and self._ranks is not None and self._total is not None
+        n, total, ranks = self.num_pooled, self._total[:, None], self._ranks[:, :-1]
+        is_first, is_last = ranks < n, ranks >= total - n
+        weight = ((ranks >= 0) & (is_first | is_last)).float()
         if count_overlap_twice:
-            slot = torch.arange(2 * n, device=slots.device)[None]
-            is_twice = (slot >= (total - n).clamp(min=0)[:, None]) & (slot < total.clamp(max=n)[:, None])
-            is_twice &= (total < 2 * n)[:, None]
-            summed = summed + (slots * is_twice[..., None, None]).sum(1)
-            count = count + is_twice.sum(1)
-        return summed / count.clamp(min=1)[:, None, None]
+            weight = weight * (1 + (is_first & is_last).float())
+        summed = (self._slots[:, :-1] * weight[..., None, None]).sum(1)
+        return summed / weight.sum(1).clamp(min=1)[:, None, None]
 
     def select(self, indices: Tensor) -> None:
         """Keep these sequences, in this order; (B',) int64."""
-        if self._slots is not None and self._total is not None:
+        if self._slots is not None and self._ranks is not None and self._total is not None:
             indices = indices.to(self._slots.device)
-            self._slots, self._total = self._slots[indices], self._total[indices]
+            self._slots, self._ranks, self._total = self._slots[indices], self._ranks[indices], self._total[indices]

@@ -69,4 +69,4 @@ class RouteSampler:
         gumbel = -torch.log(-torch.log(uniform + _EPSILON) + _EPSILON)
         soft = torch.softmax((logits + gumbel) / self.temperature, dim=-1)[..., 1]
         hard = (soft > 0.5).to(soft.dtype)
-        return hard + soft - soft.detach()
+        return hard + (soft - soft.detach())

@@ -9,17 +9,29 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from elastic_attention.tasks.corpora import Corpora, build_corpora, load_corpora
+    from elastic_attention.tasks.corpora import Corpora, build_corpora, load_corpora, load_document
     from elastic_attention.tasks.drawing import SPLITS
     from elastic_attention.tasks.registry import KINDS, Kind, generate
     from elastic_attention.tasks.sample import Sample, render
 
-__all__ = ["KINDS", "SPLITS", "Corpora", "Kind", "Sample", "build_corpora", "generate", "load_corpora", "render"]
+__all__ = [
+    "KINDS",
+    "SPLITS",
+    "Corpora",
+    "Kind",
+    "Sample",
+    "build_corpora",
+    "generate",
+    "load_corpora",
+    "load_document",
+    "render",
+]
 
 HOMES = {
     "Corpora": "corpora",
     "build_corpora": "corpora",
     "load_corpora": "corpora",
+    "load_document": "corpora",
     "SPLITS": "drawing",
     "KINDS": "registry",
     "Kind": "registry",

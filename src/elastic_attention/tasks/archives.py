@@ -9,7 +9,7 @@ import sysconfig
 import tarfile
 import unicodedata
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,17 @@ VALUES_SAYING_NOTHING = {"none", "NA", "varies", "0 km", "no official name"}
 MAX_PROFILE_CHARS = 40_000
 MAX_ANSWER_CHARS = 24
 CODE_FILE_CHARS = (4_000, 80_000)
-SKIPPED_CODE = {"test", "tests", "idlelib", "lib2to3", "encodings", "site-packages", "pydoc_data", "turtledemo", "ensurepip"}
+SKIPPED_CODE = {
+    "test",
+    "tests",
+    "idlelib",
+    "lib2to3",
+    "encodings",
+    "site-packages",
+    "pydoc_data",
+    "turtledemo",
+    "ensurepip",
+}
 # One row a fact: how a sentence says it, and where the value lies in a country's file.
 FACT_PATHS = {
     "capital": ("Government", "Capital", "name", "text"),
@@ -52,7 +62,7 @@ def read_facts(archive: Path) -> Iterator[dict[str, Any]]:
             if not re.fullmatch(r"[A-Z][a-z]+(?: [A-Z][a-z]+){0,2}", country):
                 continue
             facts = {field: short_value(value_at(entry, path)) for field, path in FACT_PATHS.items()}
-            profile = "\n".join(dict.fromkeys(profile_lines(entry, country)))[:MAX_PROFILE_CHARS].rpartition("\n")[0]
+            profile = first_lines(dict.fromkeys(profile_lines(entry, country)), MAX_PROFILE_CHARS)
             yield {"name": country, "facts": {k: v for k, v in facts.items() if v}, "profile": profile}
 
 
@@ -73,7 +83,21 @@ def read_code(max_chars: int) -> Iterator[dict[str, str]]:
         text = path.read_text(encoding="utf-8", errors="replace")
         if taken >= size / 2 and text.isascii():
             taken -= size
-            yield {"title": path.relative_to(root).as_posix(), "text": text.replace("\r\n", "\n").expandtabs(4)}
+            yield {
+                "title": path.relative_to(root).as_posix(),
+                "text": text.replace("\r\n", "\n").expandtabs(4),
+            }
+
+
+def first_lines(lines: Iterable[str], max_chars: int) -> str:
+    """As many whole lines as fit `max_chars` characters."""
+    chosen, left = [], max_chars
+    for line in lines:
+        left -= len(line) + 1
+        if left < 0:
+            break
+        chosen.append(line)
+    return "\n".join(chosen)
 
 
 def profile_lines(entry: dict[str, Any], country: str) -> Iterator[str]:
@@ -113,7 +137,14 @@ def short_value(text: str) -> str:
 def plain_text(text: str) -> str:
     """Text without HTML, with plain quotes, without accents, in ASCII, with single spaces."""
     text = html.unescape(re.sub(r"<[^>]*>", " ", text))
-    for curly, plain in {"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\u2013": "-", "\u2014": " - "}.items():
+    for curly, plain in {
+        "\u2018": "'",
+        "\u2019": "'",
+        "\u201c": '"',
+        "\u201d": '"',
+        "\u2013": "-",
+        "\u2014": " - ",
+    }.items():
         text = text.replace(curly, plain)
     ascii_text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
     return " ".join(ascii_text.split())

@@ -1,4 +1,4 @@
-"""Continuation: the next words of prose, the next lines of code, the rest of a line that was there before."""
+"""Continuation: the next words of prose, the next lines of code, the end of lines that repeat."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from elastic_attention.tasks.passages import Passage
 from elastic_attention.tasks.sample import Sample
 
 ANSWER_TOKENS = 32
-RECENT_LINES = 30
+RECENT_LINES, REPEATED_LINES, MAX_REPEATED_TOKENS = 24, 3, 80
 
 
 def make_prose(draw: Draw, kind: str, category: str) -> Sample:
@@ -15,7 +15,9 @@ def make_prose(draw: Draw, kind: str, category: str) -> Sample:
     passage = draw.prose(draw.room(is_chat=False) + 2 * ANSWER_TOKENS)
     words = passage.text.split(" ")
     num_words = int(len(words) * ANSWER_TOKENS / sum(passage.counts))
-    return plain_sample(kind, category, " ".join(words[: -2 * num_words]), " " + " ".join(words[-2 * num_words : -num_words]))
+    return plain_sample(
+        kind, category, " ".join(words[: -2 * num_words]), " " + " ".join(words[-2 * num_words : -num_words])
+    )
 
 
 def make_code(draw: Draw, kind: str, category: str) -> Sample:
@@ -30,17 +32,29 @@ def make_code(draw: Draw, kind: str, category: str) -> Sample:
     return plain_sample(kind, category, context.text, "".join(passage.units[first:last]))
 
 
-def make_repeated_line(draw: Draw, kind: str, category: str) -> Sample:
-    """Code that starts to repeat one of its last lines; the last word of that line is wanted."""
-    passage = draw.code(draw.room(is_chat=False))
-    lines = passage.units[:-1]  # the very last line may be cut short
-    repeatable = [line.rsplit(" ", 1) for line in lines[-RECENT_LINES:] if len(line.split()) >= 3]
-    line, answer = draw.rng.choice(repeatable or [[lines[0], "pass"]])
-    return plain_sample(kind, category, "".join(lines).lstrip() + line, " " + answer)
+def make_repeated_lines(draw: Draw, kind: str, category: str) -> Sample:
+    """Code that repeats some of its last lines; the last word of these is wanted."""
+    passage = draw.code(draw.room(is_chat=False) - MAX_REPEATED_TOKENS)
+    lines, counts = passage.units[:-1], passage.counts[:-1]  # the very last line may be cut short
+    starts = [
+        i
+        for i in range(max(0, len(lines) - RECENT_LINES), len(lines) - REPEATED_LINES)
+        if sum(counts[i : i + REPEATED_LINES]) <= MAX_REPEATED_TOKENS
+        and len(lines[i + REPEATED_LINES - 1].split()) >= 3
+    ]
+    first = draw.rng.choice(starts or [0])
+    block, _, answer = "".join(lines[first : first + REPEATED_LINES]).rpartition(" ")
+    return plain_sample(kind, category, "".join(lines).lstrip() + block, " " + answer)
 
 
 def plain_sample(kind: str, category: str, context: str, answer: str) -> Sample:
     """A sample without chat markers or question."""
     return Sample(
-        kind=kind, category=category, context=context, question="", answer=answer, answer_prefix="", is_chat=False
+        kind=kind,
+        category=category,
+        context=context,
+        question="",
+        answer=answer,
+        answer_prefix="",
+        is_chat=False,
     )

@@ -37,6 +37,7 @@ CODE_CHARS = 5_000_000
 MANIFEST = "corpora.json"
 FORMAT = 1
 SHIPPED = Path(__file__).parent / "texts"
+DOCUMENT_TITLE = "1887 Grover Cleveland"
 COMMAND = "python -m elastic_attention.tasks.corpora FOLDER"
 
 
@@ -112,6 +113,17 @@ def load_corpora(folder: str | Path | None = None) -> Corpora:
         code=tuple(Document(**record) for record in code),
         countries=tuple(Country(**record) for record in read_records(root / "facts.jsonl.gz")),
     )
+
+
+def load_document(title: str = DOCUMENT_TITLE) -> Document:
+    """One whole address out of the package's own texts, by default of 31 KB (about 6,500 tokens), for demonstrations.
+
+    Raises KeyError, naming the titles there are, for a title that the package does not hold.
+    """
+    documents = {document.title: document for document in load_corpora().prose}
+    if title not in documents:
+        raise KeyError(f"no document {title!r} in the package; choose one of {', '.join(documents)}.")
+    return documents[title]
 
 
 def pick_small(prose: list[dict[str, str]], facts: list[dict[str, Any]]) -> tuple[list[Any], list[Any]]:

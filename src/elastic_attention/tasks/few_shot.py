@@ -14,7 +14,12 @@ WORDINGS = (("{word}: {label}", "{word}:"), ("Word: {word}\nLabel: {label}", "Wo
 def make_classes(draw: Draw, kind: str, category: str) -> Sample:
     """Everyday words and their class, over and over."""
     labels = draw.rng.sample(sorted(CLASSES), NUM_LABELS)
-    return label_words(draw, kind, category, [(w, label) for label in labels for w in take_split(CLASSES[label], draw.is_heldout)])
+    return label_words(
+        draw,
+        kind,
+        category,
+        [(w, label) for label in labels for w in take_split(CLASSES[label], draw.is_heldout)],
+    )
 
 
 def make_regions(draw: Draw, kind: str, category: str) -> Sample:

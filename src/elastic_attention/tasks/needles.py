@@ -29,12 +29,12 @@ WORDINGS = (
         "Note that {key} has the serial number",
     ),
 )
-# Several keys: (needle, question, answer prefix), as plain text: small models tell keys apart best when the
-# number follows its key at once.
+# Several keys: (needle, answer prefix), as plain text that goes on with a note it held before. Small models tell
+# keys apart best when the number follows its key at once and no question stands between.
 WORDINGS_OF_MANY = (
-    ("Note: {key} = {value}.", "\n\nWhich number was noted for {key}?\n", "Note: {key} ="),
-    ("Record {key}: {value}.", "\n\nRepeat the record of {key}.\n", "Record {key}:"),
-    ("({key}, no. {value})", "\n\nWhat number does {key} have?\n", "({key}, no."),
+    ("Note: {key} = {value}.", "\n\nNote: {key} ="),
+    ("Record {key}: {value}.", "\n\nRecord {key}:"),
+    ("(No. of {key}: {value})", "\n\n(No. of {key}:"),
 )
 
 
@@ -58,18 +58,18 @@ def make_needle(draw: Draw, kind: str, category: str) -> Sample:
 
 
 def make_needles(draw: Draw, kind: str, category: str, num_keys: int) -> Sample:
-    """`num_keys` needles at random depths; the question is about one of them."""
-    needle, question, prefix = draw.wording(*WORDINGS_OF_MANY)
+    """`num_keys` needles at random depths; the text ends where one of them is asked for."""
+    needle, prefix = draw.wording(*WORDINGS_OF_MANY)
     keys, values = draw.keys(num_keys), draw.numbers(num_keys, DIGITS_OF_MANY)
     sentences = [" " + needle.format(key=k, value=v) for k, v in zip(keys, values, strict=True)]
-    question, prefix = question.format(key=keys[0]), prefix.format(key=keys[0])
-    passage = draw.prose(draw.room(question, prefix, *sentences, is_chat=False))
+    prefix = prefix.format(key=keys[0])
+    passage = draw.prose(draw.room(prefix, *sentences, is_chat=False))
     passage.scatter(sentences, draw.rng)
     return Sample(
         kind=kind,
         category=category,
         context=passage.text,
-        question=question,
+        question="",
         answer=f" {values[0]}",
         answer_prefix=prefix,
         is_chat=False,

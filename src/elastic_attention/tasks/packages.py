@@ -53,7 +53,15 @@ def fetch_package(package: PinnedPackage, folder: Path) -> Path:
 def run_client(package: PinnedPackage, folder: Path) -> None:
     """Run `pip download --no-deps` or `npm pack` for one package. Raises DownloadError with the client's last lines."""
     if package.client == "pip":
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--no-deps",
+        ]
         command += ["--only-binary=:all:", "--dest", str(folder), package.requirement]
     else:
         npm = shutil.which("npm")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from elastic_attention.tasks.aggregation import make_most_frequent
-from elastic_attention.tasks.continuation import make_code, make_prose, make_repeated_line
+from elastic_attention.tasks.continuation import make_code, make_prose, make_repeated_lines
 from elastic_attention.tasks.copying import make_copying
 from elastic_attention.tasks.corpora import Corpora
 from elastic_attention.tasks.drawing import SPLITS, Draw
@@ -47,7 +47,7 @@ KINDS = {
     "copying": Kind(SENSITIVE, EXACT, make_copying),
     "prose": Kind(ROBUST, TOKEN_ACCURACY, make_prose),
     "code": Kind(ROBUST, TOKEN_ACCURACY, make_code),
-    "repeated_line": Kind(ROBUST, EXACT, make_repeated_line),
+    "repeated_lines": Kind(ROBUST, EXACT, make_repeated_lines),
     "classes": Kind(ROBUST, EXACT, make_classes),
     "regions": Kind(ROBUST, EXACT, make_regions),
     "most_frequent": Kind(ROBUST, EXACT, make_most_frequent),

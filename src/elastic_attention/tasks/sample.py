@@ -13,6 +13,9 @@ class Tokenizer(Protocol):
     def __call__(self, text: Any, *, add_special_tokens: bool) -> Any:
         """{"input_ids": list of ids} of a text, or a list of such lists for a list of texts."""
 
+    def __hash__(self) -> int:
+        """Token counts are kept per tokenizer."""
+
     def apply_chat_template(self, messages: Any, *, add_generation_prompt: bool, tokenize: bool) -> Any:
         """The text of a conversation, up to where the assistant speaks."""
 

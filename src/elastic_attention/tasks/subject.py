@@ -10,7 +10,11 @@ from elastic_attention.tasks.sample import Sample
 MIN_PROFILE_CHARS = 4_000
 WORDINGS = (
     ("Read this report.", "Which country is the report about?", "The report is about the country of"),
-    ("Summarize the following document.", "Give its subject in one word or name.", "The document describes the country named"),
+    (
+        "Summarize the following document.",
+        "Give its subject in one word or name.",
+        "The document describes the country named",
+    ),
 )
 
 

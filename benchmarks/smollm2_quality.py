@@ -1,0 +1,130 @@
+"""Train routers and static masks for SmolLM2 at several sparsities and compare their quality; one resumable command.
+
+    python benchmarks/smollm2_quality.py --output runs/quality --record results/quality.json
+
+Every stage keeps its files under --output, so a run that was stopped goes on where it was. `--max-minutes` stops in
+time; the record is written once every method has scored every sample.
+"""
+
+import argparse
+import dataclasses
+import time
+from pathlib import Path
+
+import torch
+
+from elastic_attention import ElasticConfig, attach
+from elastic_attention.evaluation.methods import Method
+from elastic_attention.evaluation.quality import SuiteConfig, draw_suite, score_method
+from elastic_attention.evaluation.summary import summarize_methods
+from elastic_attention.models.loading import load_model
+from elastic_attention.records import build_record, write_record
+from elastic_attention.training.recipe import Interval, Recipe, load_recipe
+from elastic_attention.training.trainer import train
+
+ROOT = Path(__file__).parent.parent
+TARGETS = (0.6, 0.7, 0.8, 0.9, 0.95)
+
+
+def aim_at(recipe: Recipe, target: float, source: str, steps: int) -> Recipe:
+    """The recipe with intervals whose middle is `target`: sensitive kinds .10 below robust ones on either side."""
+    if source == "static":
+        intervals = {c: Interval(low=target, high=target) for c in recipe.intervals}
+    else:
+        intervals = {
+            "sensitive": Interval(low=target - 0.10, high=target - 0.05),
+            "robust": Interval(low=min(target + 0.05, 1.0), high=min(target + 0.10, 1.0)),
+        }
+    routes = dataclasses.replace(recipe.routes, source=source)
+    optimizer = dataclasses.replace(recipe.optimizer, learning_rate=0.1) if source == "static" else recipe.optimizer
+    return dataclasses.replace(recipe, intervals=intervals, routes=routes, optimizer=optimizer, steps=steps, validate_every=0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", type=Path, default=ROOT / "recipes" / "smollm2-head-router.toml")
+    parser.add_argument("--output", type=Path, default=Path("runs/quality"))
+    parser.add_argument("--record", type=Path, default=Path("results/quality.json"))
+    parser.add_argument("--samples", type=int, default=400, help="held-out samples of each kind")
+    parser.add_argument("--steps", type=int, help="of the main run and of the static mask beside it")
+    parser.add_argument("--frontier-steps", type=int, default=100, help="of each point of the frontier")
+    parser.add_argument("--targets", type=float, nargs="*", default=list(TARGETS))
+    parser.add_argument("--workers", type=int, default=8)
+    parser.add_argument("--max-minutes", type=float, default=1e9)
+    parser.add_argument("--device")
+    options = parser.parse_args()
+    began = time.monotonic()
+    recipe = load_recipe(options.recipe)
+    recipe = dataclasses.replace(
+        recipe,
+        steps=options.steps or recipe.steps,
+        data=dataclasses.replace(recipe.data, workers=options.workers),
+    )
+    model, tokenizer = load_model(recipe.model, dtype=recipe.precision, device=options.device)
+
+    def left() -> float:
+        return options.max_minutes * 60 - (time.monotonic() - began)
+
+    def run(plan: Recipe, name: str) -> bool:
+        if (options.output / name / "adapter").exists():
+            return True
+        if left() <= 0:
+            return False
+        result = train(plan, options.output / name, max_seconds=left(), model=model, tokenizer=tokenizer)
+        print(name, {k: v for k, v in result.items() if k != "validation"}, flush=True)
+        for kind, values in result.get("validation", {}).items():
+            print(f"  {kind:16s} " + " ".join(f"{k} {v:.3f}" for k, v in values.items()), flush=True)
+        return result["is_finished"]
+
+    is_complete = run(recipe, "main")
+    suite = SuiteConfig(samples=options.samples, corpora=recipe.data.corpora)
+    batches = draw_suite(suite, tokenizer, options.workers) if is_complete and left() > 0 else []
+    handle = attach(model, ElasticConfig.for_model(model))
+    results = []
+
+    def score(method: Method) -> bool:
+        if left() <= 0:
+            return False
+        scores = score_method(method, handle, batches, options.output / "scores" / f"{method.label}.jsonl")
+        results.append((method, scores))
+        msr = sum(s.msr for s in scores) / len(scores)
+        print(f"{method.label:16s} score {sum(s.score for s in scores) / len(scores):.3f} msr {msr:.3f}", flush=True)
+        return True
+
+    if is_complete and batches:
+        is_complete &= score(Method(name="dense")) and score(Method(name="all_sparse"))
+        is_complete &= score(Method(name="routed", folder=str(options.output / "main" / "adapter")))
+    if is_complete and results:
+        msr = round(sum(s.msr for s in results[-1][1]) / len(results[-1][1]), 3)
+        points = [(msr, recipe.steps, "main")] + [(t, options.frontier_steps, "frontier") for t in options.targets]
+        is_complete &= score(Method(name="random", target=msr))
+        for target, steps, group in points:
+            for source in ("static",) if group == "main" else ("head_router", "static"):
+                name = f"{group}-{source}-{target:.3f}"
+                handle.detach()
+                is_complete &= run(aim_at(recipe, target, source, steps), name)
+                handle = attach(model, ElasticConfig.for_model(model))
+                if is_complete:
+                    kind = "static" if source == "static" else "routed"
+                    is_complete &= score(Method(name=kind, target=target, folder=str(options.output / name / "adapter")))
+    if not is_complete or not results:
+        print("Stopped in time; run the same command again to go on.", flush=True)
+        return
+    metrics = summarize_methods(results)
+    record = build_record(
+        "benchmarks/smollm2_quality.py",
+        config={"suite": dataclasses.asdict(suite), "steps": recipe.steps, "frontier_steps": options.frontier_steps},
+        model=recipe.model,
+        data={"kinds": list(suite.kinds), "split": suite.split},
+        device=torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        seed=suite.seed,
+        n=suite.samples * len(suite.kinds),
+        metrics=metrics,
+        seconds=time.monotonic() - began,
+        bytes=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
+    )
+    write_record(options.record, record)
+
+
+if __name__ == "__main__":
+    main()

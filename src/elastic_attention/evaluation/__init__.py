@@ -1,0 +1,1 @@
+"""What the commands measure: the demo, answers over documents, kernel times, overhead and quality."""

@@ -1,0 +1,48 @@
+"""Means and paired bootstrap intervals of scores, macro-averaged over kinds."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+RESAMPLES = 2000
+
+
+def group_by_kind(kinds: Sequence[str], values: Sequence[float]) -> dict[str, Tensor]:
+    """kind -> float64 values, in order of appearance."""
+    groups: dict[str, list[float]] = {}
+    for kind, value in zip(kinds, values, strict=True):
+        groups.setdefault(kind, []).append(value)
+    return {kind: torch.tensor(v, dtype=torch.float64) for kind, v in groups.items()}
+
+
+def bootstrap_macro(
+    scores: dict[str, Tensor], base: dict[str, Tensor], *, seed: int = 0
+) -> dict[str, tuple[float, float, float]]:
+    """Macro average, and its ratio to a base method on the same samples, with 95% percentile intervals.
+
+    Args:
+        scores, base: kind -> (n,) scores of the same samples in the same order.
+
+    Returns:
+        {"score": (mean, low, high), "relative": (ratio, low, high)}; resamples draw samples within each kind, the
+        same ones for both methods.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    means, base_means = [], []
+    for kind, values in scores.items():
+        index = torch.randint(len(values), (RESAMPLES, len(values)), generator=generator)
+        means.append(values[index].mean(dim=1))
+        base_means.append(base[kind][index].mean(dim=1))
+    macro, base_macro = torch.stack(means).mean(dim=0), torch.stack(base_means).mean(dim=0)
+    point = torch.stack([v.mean() for v in scores.values()]).mean()
+    base_point = torch.stack([base[k].mean() for k in scores]).mean()
+    return {
+        "score": (float(point), *_percentiles(macro)),
+        "relative": (float(point / base_point), *_percentiles(macro / base_macro)),
+    }
+
+
+def _percentiles(values: Tensor) -> tuple[float, float]:
+    low, high = torch.quantile(values, torch.tensor([0.025, 0.975], dtype=values.dtype)).tolist()
+    return low, high

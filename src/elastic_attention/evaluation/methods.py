@@ -1,0 +1,66 @@
+"""Who decides the routes in a quality comparison. One method = one line in a plan."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..models.checkpoint import load_adapter
+from ..models.handle import Handle
+from ..router import RouteNoise
+
+RouteSource = Callable[[int, Tensor], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Method:
+    """One row of a comparison.
+
+    Attributes:
+        name: "dense", "all_sparse", "routed", "static" or "random".
+        target: suite-mean MSR that a method was trained or drawn for, None where it does not apply.
+        folder: adapter of "routed", or the exported mask of "static".
+    """
+
+    name: str
+    target: float | None = None
+    folder: str | None = None
+
+    @property
+    def label(self) -> str:
+        """Name and target in one word, such as routed@0.80."""
+        return self.name if self.target is None else f"{self.name}@{self.target:.3f}"
+
+
+def prepare_source(method: Method, handle: Handle) -> Callable[[Tensor], RouteSource]:
+    """What `Handle.routed_by` wants, as a function of the sample ids (B,) of a batch; random routes depend on them.
+
+    Raises:
+        ValueError: an unknown method, or one that lacks its folder or target.
+    """
+    heads = handle.config.base_model.num_kv_heads
+    if method.name in ("dense", "all_sparse"):
+        is_sparse = method.name == "all_sparse"
+        return lambda ids: lambda index, pooled: torch.full((len(pooled), heads), is_sparse)
+    if method.name == "random" and method.target is not None:
+        share = method.target
+        return lambda ids: lambda index, pooled: (
+            RouteNoise(seed=0, step=0, sample_ids=ids.cpu()).uniform(index, heads, 1)[..., 0] < share
+        )
+    if method.name == "static" and method.folder:
+        mask = read_mask(Path(method.folder))
+        return lambda ids: lambda index, pooled: mask[index].expand(len(pooled), -1)
+    if method.name == "routed" and method.folder:
+        _, routers = load_adapter(method.folder)
+        routers.to(handle.model.device)
+        return lambda ids: lambda index, pooled: routers[index](pooled, layer=index)
+    raise ValueError(f"method {method} cannot run; routed and static need a folder, random a target.")
+
+
+def read_mask(folder: Path) -> Tensor:
+    """The (L, G) bool mask that a static training run exported; True = sparse."""
+    from safetensors.torch import load_file
+
+    return load_file(folder / "static_routes.safetensors")["head_is_sparse"]

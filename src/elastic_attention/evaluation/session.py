@@ -1,0 +1,176 @@
+"""A loaded model with its tokenizer and its handle: what every command that runs a model starts from."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..config import ElasticConfig
+from ..errors import BackendUnavailable, ElasticAttentionError
+from ..models.attach import attach
+from ..models.embedded import quiet_transformers, resolve_model
+from ..models.handle import Handle
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Session:
+    """An attached model that is ready to answer.
+
+    Attributes:
+        name: the name the user gave.
+        context: longest sequence the model takes, in tokens, prompt and answer together.
+    """
+
+    name: str
+    model: Any
+    tokenizer: Any
+    handle: Handle
+    device: torch.device
+    dtype: torch.dtype
+    context: int
+
+    def describe(self) -> dict[str, Any]:
+        """The model as a record names it."""
+        base = self.handle.config.base_model
+        return {
+            "name": base.name if base.name and not Path(base.name).exists() else self.name,
+            "layers": base.num_layers,
+            "q_heads": base.num_q_heads,
+            "kv_heads": base.num_kv_heads,
+            "head_dim": base.head_dim,
+            "dtype": str(self.dtype).removeprefix("torch."),
+        }
+
+
+def open_session(
+    name: str,
+    *,
+    routers: str | Path | ElasticConfig | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    decode: str = "sparse",
+    backend: str = "auto",
+    budget: float = 0.0,
+) -> Session:
+    """Load a model and attach routers to it.
+
+    Args:
+        name: "smollm2" (the embedded model), a folder, or a hub id.
+        routers: adapter folder, hub id or configuration; None takes those that ship with the package.
+        device: torch device; None is "cuda" where there is a GPU, else "cpu".
+        dtype: "float32", "bfloat16", "float16"; None is the quickest that the device multiplies natively.
+        decode, backend: as in `attach`.
+        budget: `Handle.budget`.
+
+    Raises:
+        ElasticAttentionError: the model cannot be loaded or attached, or an option is unknown; names the remedy.
+    """
+    place = choose_device(device)
+    kind = choose_dtype(place, dtype)
+    model, tokenizer = _load(name, place, kind)
+    handle = attach(model, routers, decode=decode, backend=backend)
+    handle.budget = budget
+    context = int(getattr(model.config.get_text_config(), "max_position_embeddings", 0)) or 1 << 31
+    return Session(
+        name=name, model=model, tokenizer=tokenizer, handle=handle, device=place, dtype=kind, context=context
+    )
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The torch device `name`, or the best one here for None.
+
+    Raises:
+        BackendUnavailable: there is no such device on this computer.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise BackendUnavailable(f"device {name!r} cannot be used: {reason}. Use --device cpu.") from error
+    return device
+
+
+def choose_dtype(device: torch.device, name: str | None) -> torch.dtype:
+    """The torch dtype `name`; for None bfloat16 where the device multiplies it natively, else float32.
+
+    Raises:
+        ElasticAttentionError: an unknown name.
+    """
+    if name is not None:
+        if name not in DTYPES:
+            raise ElasticAttentionError(f"dtype {name!r} is unknown; use one of {', '.join(DTYPES)}.")
+        return DTYPES[name]
+    if device.type == "cpu":
+        capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+        is_native = any(capabilities.get(key) for key in ("avx512_bf16", "amx_bf16"))
+        return torch.bfloat16 if is_native else torch.float32
+    is_native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if is_native else torch.float32
+
+
+def describe_device(device: torch.device) -> str:
+    """The device in words: kind, threads, name of the processor."""
+    if device.type == "cuda":
+        return f"1 GPU, {torch.cuda.get_device_name(device)}"
+    if device.type != "cpu":
+        return str(device)
+    threads = torch.get_num_threads()
+    return f"CPU, {threads} thread{'s' * (threads != 1)}, {_read_processor_name()}"
+
+
+def measure_peak_bytes(device: torch.device) -> int | None:
+    """Most memory that this process has held so far: on a GPU there, otherwise in RAM. None where it is unknown."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    try:
+        import resource
+    except ImportError:  # Windows has no such counter
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if platform.system() == "Darwin" else peak * 1024)
+
+
+def make_head_map(routes: torch.Tensor, routed_layers: tuple[int, ...]) -> list[list[int | None]]:
+    """Routes (L, G) bool as the head map of a record: 1 = sparse, 0 = full, None = a layer that is not routed."""
+    num_heads = routes.shape[1]
+    return [
+        [int(is_sparse) for is_sparse in row] if layer in routed_layers else [None] * num_heads
+        for layer, row in enumerate(routes.tolist())
+    ]
+
+
+def _load(name: str, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    path = resolve_model(name)
+    try:
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(path)
+            # Weights come as safetensors or not at all: a pickle can run code.
+            model = AutoModelForCausalLM.from_pretrained(
+                path, dtype=dtype, attn_implementation="sdpa", use_safetensors=True
+            )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = " ".join(str(error).split())
+        raise ElasticAttentionError(
+            f"Cannot load the model {name!r}: {reason[:300].rstrip('.')}. Name a folder with a safetensors checkpoint, "
+            "a hub id, or 'smollm2'."
+        ) from error
+    return model.eval().to(device), tokenizer
+
+
+def _read_processor_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -1,0 +1,1 @@
+"""Training routers on a frozen model: batches, objective, constraint, trainer. One recipe is one run."""

@@ -1,0 +1,60 @@
+"""Curves of a run: JSON lines, which survive a resume, and TensorBoard where it is installed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+class TrainingLog:
+    """Appends one object a step to `log.jsonl` and the same numbers to TensorBoard.
+
+    Args:
+        folder: of the run.
+        finished: steps already done; later lines of an interrupted run are dropped, they will be written again.
+    """
+
+    def __init__(self, folder: Path, finished: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / "log.jsonl"
+        kept = [line for line in self._read() if json.loads(line)["step"] <= finished]
+        self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        self._stream = self.path.open("a", encoding="utf-8")
+        self._board = _open_board(folder, finished)
+
+    def _read(self) -> list[str]:
+        if not self.path.exists():
+            return []
+        lines = self.path.read_text(encoding="utf-8").splitlines()
+        return [line for line in lines if line.endswith("}")]  # a killed run may leave half a line
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """Log the numbers of a step; nested dictionaries become curves of one chart."""
+        self._stream.write(json.dumps({"step": step, **values}) + "\n")
+        self._stream.flush()
+        if self._board is not None:
+            for name, value in _flatten(values).items():
+                self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._stream.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    flat: dict[str, float] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float):
+            flat[prefix + name] = float(value)
+    return flat
+
+
+def _open_board(folder: Path, finished: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=finished + 1)

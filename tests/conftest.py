@@ -1,0 +1,34 @@
+"""Shared fixtures: one thread, fixed seeds, a tiny attached Llama."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests marked `network` are the only ones that may leave the machine
+
+import pytest
+import torch
+from hypothesis import settings
+
+torch.set_num_threads(1)
+settings.register_profile("elastic", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("elastic")
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def model():
+    """A tiny Llama, free to be changed."""
+    from tiny_models import make_model
+
+    return make_model()
+
+
+@pytest.fixture
+def handle(model):
+    """Untrained routers on `model`."""
+    from tiny_models import attach_tiny
+
+    return attach_tiny(model)

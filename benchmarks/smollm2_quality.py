@@ -14,9 +14,11 @@ from pathlib import Path
 import torch
 
 from elastic_attention import ElasticConfig, attach
+from elastic_attention.evaluation.decoding import score_through_cache
 from elastic_attention.evaluation.methods import Method
-from elastic_attention.evaluation.quality import SuiteConfig, draw_suite, score_method
+from elastic_attention.evaluation.quality import SampleScore, SuiteConfig, draw_suite, score_method
 from elastic_attention.evaluation.summary import summarize_methods
+from elastic_attention.models.answers import AnswerBatch
 from elastic_attention.models.loading import load_model
 from elastic_attention.records import build_record, write_record
 from elastic_attention.training.recipe import Interval, Recipe, load_recipe
@@ -40,6 +42,17 @@ def aim_at(recipe: Recipe, target: float, source: str, steps: int) -> Recipe:
     return dataclasses.replace(recipe, intervals=intervals, routes=routes, optimizer=optimizer, steps=steps, validate_every=0)
 
 
+def show(method: Method, scores: list[SampleScore]) -> None:
+    """One line a method, and one a kind."""
+    kinds = sorted({s.kind for s in scores})
+    by_kind = {k: [s for s in scores if s.kind == k] for k in kinds}
+    mean = sum(s.score for s in scores) / len(scores)
+    print(f"{method.label}: score {mean:.3f} msr {sum(s.msr for s in scores) / len(scores):.3f}", flush=True)
+    for kind, group in by_kind.items():
+        msr = sum(s.msr for s in group) / len(group)
+        print(f"  {kind:14s} {sum(s.score for s in group) / len(group):.3f} msr {msr:.3f}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", type=Path, default=ROOT / "recipes" / "smollm2-head-router.toml")
@@ -48,6 +61,8 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=400, help="held-out samples of each kind")
     parser.add_argument("--steps", type=int, help="of the main run and of the static mask beside it")
     parser.add_argument("--frontier-steps", type=int, default=100, help="of each point of the frontier")
+    parser.add_argument("--frontier-samples", type=int, default=100, help="held-out samples of each kind there")
+    parser.add_argument("--cache-samples", type=int, default=50, help="of each kind, scored through the cache")
     parser.add_argument("--targets", type=float, nargs="*", default=list(TARGETS))
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--max-minutes", type=float, default=1e9)
@@ -79,35 +94,54 @@ def main() -> None:
     is_complete = run(recipe, "main")
     suite = SuiteConfig(samples=options.samples, corpora=recipe.data.corpora)
     batches = draw_suite(suite, tokenizer, options.workers) if is_complete and left() > 0 else []
-    handle = attach(model, ElasticConfig.for_model(model))
-    results = []
+    few = dataclasses.replace(suite, samples=min(options.frontier_samples, options.samples))
+    few_batches = draw_suite(few, tokenizer, options.workers) if batches else []
+    results: list[tuple[Method, list[SampleScore]]] = []
 
-    def score(method: Method) -> bool:
-        if left() <= 0:
+    def score(method: Method, on: list[AnswerBatch]) -> bool:
+        if left() <= 0 or not on:
             return False
-        scores = score_method(method, handle, batches, options.output / "scores" / f"{method.label}.jsonl")
+        handle = attach(model, ElasticConfig.for_model(model))
+        scores = score_method(method, handle, on, options.output / "scores" / f"{method.label}.jsonl")
+        handle.detach()
         results.append((method, scores))
-        msr = sum(s.msr for s in scores) / len(scores)
-        print(f"{method.label:16s} score {sum(s.score for s in scores) / len(scores):.3f} msr {msr:.3f}", flush=True)
+        show(method, scores)
         return True
 
-    if is_complete and batches:
-        is_complete &= score(Method(name="dense")) and score(Method(name="all_sparse"))
-        is_complete &= score(Method(name="routed", folder=str(options.output / "main" / "adapter")))
-    if is_complete and results:
+    def score_cached(method: Method) -> bool:
+        if left() <= 0:
+            return False
+        rows = [row for batch in few_batches for row in batch.rows if row.index < options.cache_samples]
+        handle = attach(model, method.folder, decode=method.decode)
+        scores = score_through_cache(handle, rows, method.label)
+        handle.detach()
+        results.append((method, scores))
+        show(method, scores)
+        return True
+
+    def compare() -> bool:
+        main = str(options.output / "main" / "adapter")
+        for method in (Method(name="dense"), Method(name="all_sparse"), Method(name="routed", folder=main)):
+            if not score(method, batches):
+                return False
         msr = round(sum(s.msr for s in results[-1][1]) / len(results[-1][1]), 3)
-        points = [(msr, recipe.steps, "main")] + [(t, options.frontier_steps, "frontier") for t in options.targets]
-        is_complete &= score(Method(name="random", target=msr))
-        for target, steps, group in points:
-            for source in ("static",) if group == "main" else ("head_router", "static"):
-                name = f"{group}-{source}-{target:.3f}"
-                handle.detach()
-                is_complete &= run(aim_at(recipe, target, source, steps), name)
-                handle = attach(model, ElasticConfig.for_model(model))
-                if is_complete:
-                    kind = "static" if source == "static" else "routed"
-                    is_complete &= score(Method(name=kind, target=target, folder=str(options.output / name / "adapter")))
-    if not is_complete or not results:
+        static = f"main-static-{msr:.3f}"
+        if not (
+            score(Method(name="random", target=msr), batches)
+            and run(aim_at(recipe, msr, "static", recipe.steps), static)
+            and score(Method(name="static", target=msr, folder=str(options.output / static / "adapter")), batches)
+        ):
+            return False
+        for target in options.targets:
+            for source, name in (("head_router", "routed"), ("static", "static")):
+                folder = f"frontier-{source}-{target:.3f}"
+                method = Method(name=name, target=target, folder=str(options.output / folder / "adapter"), note="frontier")
+                if not run(aim_at(recipe, target, source, options.frontier_steps), folder) or not score(method, few_batches):
+                    return False
+        modes = [Method(name="routed", folder=main, decode=mode, note=f"cache-{mode}") for mode in ("sparse", "full")]
+        return all(score_cached(method) for method in modes)
+
+    if not is_complete or not compare():
         print("Stopped in time; run the same command again to go on.", flush=True)
         return
     metrics = summarize_methods(results)

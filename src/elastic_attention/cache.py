@@ -205,9 +205,13 @@ class ElasticCache:
         if self.groups is None:
             return
         evicting = {row // self.num_kv_heads for row in self.groups[1].rows}
+        evicted = list(self.evicted)
         for b in evicting:
-            # The next query stands at position n, so it needs what a sequence of n + 1 tokens holds.
             n = self.lengths[b] - counts[b]
+            if n <= self.pattern.config.num_sink_tokens:
+                evicted[b] = 0  # everything that was dropped lies behind the cut
+                continue
+            # The next query stands at position n, so it needs what a sequence of n + 1 tokens holds.
             allowed = self.pattern.count_evicted(n + 1)
             if counts[b] and self.evicted[b] > allowed:
                 raise CacheDepthError(
@@ -216,6 +220,7 @@ class ElasticCache:
                     "or attach with decode='full'."
                 )
         self.lengths = [n - c for n, c in zip(self.lengths, counts, strict=True)]
+        self.evicted = evicted
 
     def count_allocated_bytes(self) -> list[int]:
         """Bytes of the buffers, by sequence."""

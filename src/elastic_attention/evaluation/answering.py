@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..models.answers import pad_token
 from .session import Session
 
 WARM_UP_TOKENS = 1024
@@ -72,7 +73,7 @@ def generate_answer(session: Session, prompt_ids: Sequence[int], *, max_new_toke
             temperature=None,
             top_p=None,
             top_k=None,
-            pad_token_id=_padding_id(session),
+            pad_token_id=pad_token(session.tokenizer),
             streamer=clock,
         )
         tokens = output[0, ids.shape[1] :].tolist()
@@ -92,7 +93,3 @@ def warm_up(session: Session, prompt_ids: Sequence[int]) -> None:
     for is_dense in (True, False):
         generate_answer(session, prompt_ids[:WARM_UP_TOKENS], max_new_tokens=2, is_dense=is_dense)
 
-
-def _padding_id(session: Session) -> int | None:
-    tokenizer = session.tokenizer
-    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id

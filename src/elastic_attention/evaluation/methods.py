@@ -22,16 +22,21 @@ class Method:
         name: "dense", "all_sparse", "routed", "static" or "random".
         target: suite-mean MSR that a method was trained or drawn for, None where it does not apply.
         folder: adapter of "routed", or the exported mask of "static".
+        decode: how generated rows read the cache, "sparse" or "full".
+        note: tells apart runs that agree in everything else, such as "main" or "cache".
     """
 
     name: str
     target: float | None = None
     folder: str | None = None
+    decode: str = "sparse"
+    note: str = ""
 
     @property
     def label(self) -> str:
-        """Name and target in one word, such as routed@0.80."""
-        return self.name if self.target is None else f"{self.name}@{self.target:.3f}"
+        """Name, target and note in one word, such as routed@0.800."""
+        target = "" if self.target is None else f"@{self.target:.3f}"
+        return self.name + target + (f"-{self.note}" if self.note else "")
 
 
 def prepare_source(method: Method, handle: Handle) -> Callable[[Tensor], RouteSource]:

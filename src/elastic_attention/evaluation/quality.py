@@ -43,7 +43,7 @@ class SuiteConfig:
     """
 
     kinds: tuple[str, ...] = tuple(KINDS)
-    lengths: tuple[int, ...] = (2048, 4096, 8192)
+    lengths: tuple[int, ...] = (2048, 4096, 8000)
     samples: int = 400
     split: str = "heldout"
     seed: int = 1

@@ -14,6 +14,7 @@ from ..errors import BackendUnavailable, ElasticAttentionError
 from ..models.attach import attach
 from ..models.embedded import quiet_transformers, resolve_model
 from ..models.handle import Handle
+from ..models.loading import load_model
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -149,23 +150,16 @@ def make_head_map(routes: torch.Tensor, routed_layers: tuple[int, ...]) -> list[
 
 
 def _load(name: str, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     path = resolve_model(name)
     try:
         with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(path)
-            # Weights come as safetensors or not at all: a pickle can run code.
-            model = AutoModelForCausalLM.from_pretrained(
-                path, dtype=dtype, attn_implementation="sdpa", use_safetensors=True
-            )
+            return load_model(path, dtype=str(dtype).removeprefix("torch."), device=str(device))
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = " ".join(str(error).split())
         raise ElasticAttentionError(
-            f"Cannot load the model {name!r}: {reason[:300].rstrip('.')}. Name a folder with a safetensors checkpoint, "
+            f"Cannot load the model {name!r}: {reason[:200].rstrip('.')}. Name a folder with a safetensors checkpoint, "
             "a hub id, or 'smollm2'."
         ) from error
-    return model.eval().to(device), tokenizer
 
 
 def _read_processor_name() -> str:

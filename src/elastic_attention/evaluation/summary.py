@@ -10,27 +10,29 @@ from .quality import SampleScore
 MASTERED = 0.5
 
 
-def summarize_methods(
-    results: Sequence[tuple[Method, Sequence[SampleScore]]], *, decode: str = "sparse"
-) -> dict[str, Any]:
-    """Metrics of a quality record: rows by method, by_kind by kind and method.
+def summarize_methods(results: Sequence[tuple[Method, Sequence[SampleScore]]]) -> dict[str, Any]:
+    """Metrics of a quality record: rows by method, by_kind by kind and method. Methods may score part of the samples.
 
     Kinds that the dense model does not master (score below .50) are listed in by_kind, marked, and left out of the
     macro averages.
     """
     dense = next(scores for method, scores in results if method.name == "dense")
+    dense_scores = {(s.kind, s.index): s.score for s in dense}
     base = group_by_kind([s.kind for s in dense], [s.score for s in dense])
     mastered = [kind for kind, values in base.items() if float(values.mean()) >= MASTERED]
+    if not mastered:
+        raise ValueError(f"The dense model masters none of the kinds {sorted(base)} (score {MASTERED} or more).")
     rows, by_kind = [], {kind: _kind_row(kind, dense, kind in mastered) for kind in base}
     for method, scores in results:
         groups = group_by_kind([s.kind for s in scores], [s.score for s in scores])
-        macro = bootstrap_macro({k: groups[k] for k in mastered}, {k: base[k] for k in mastered})
+        paired = group_by_kind([s.kind for s in scores], [dense_scores[s.kind, s.index] for s in scores])
+        macro = bootstrap_macro({k: groups[k] for k in mastered}, {k: paired[k] for k in mastered})
         counted = [s for s in scores if s.kind in mastered]
         names = ("score", "relative_score"), ("score_low", "relative_low"), ("score_high", "relative_high")
         row: dict[str, Any] = {
             "method": method.name,
             "target": method.target,
-            "decode": decode,
+            "decode": method.decode,
             "n": len(counted),
             "msr": _mean([s.msr for s in counted]),
             "esr_prefill": _mean([s.esr_prefill for s in counted]),

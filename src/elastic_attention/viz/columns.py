@@ -40,7 +40,6 @@ DEMO_COLUMNS = (
     Column(key="expected", heading="Expected", format=format_text, kind="text"),
     Column(key="answer", heading="Answer", format=format_text, kind="text"),
     Column(key="correct", heading="Verdict", format=format_verdict, kind="verdict"),
-    Column(key="answer_dense", heading="Dense answer", format=format_text, kind="text", is_optional=True),
     Column(key="correct_dense", heading="Dense verdict", format=format_verdict, kind="verdict", is_optional=True),
     Column(key="msr", heading="MSR", format=format_ratio, kind="ratio"),
     Column(key="esr_prefill", heading="ESR prefill", format=format_ratio, kind="ratio"),
@@ -49,6 +48,7 @@ DEMO_COLUMNS = (
     Column(key="prefill_seconds", heading="Prefill elastic", format=format_seconds),
     Column(key="kv_bytes_dense", heading="KV dense", format=format_bytes),
     Column(key="kv_bytes", heading="KV elastic", format=format_bytes),
+    Column(key="answer_dense", heading="Dense answer", format=format_text, kind="text", is_optional=True),
 )
 
 

@@ -88,6 +88,8 @@ def draw_curves(steps: Steps, *, intervals: Intervals | None = None) -> "Figure"
         _draw_schedules(temperature, steps)
         for axis in (multipliers, temperature):
             axis.set_xlabel("step")
+        _add_legend(msr, below=0.08)
+        _add_legend(multipliers, below=0.2)
     return figure
 
 
@@ -108,7 +110,6 @@ def _draw_msr(axis: "Axes", steps: Steps, colours: Mapping[str, str], intervals:
             axis.axhspan(low, max(high, low + 0.004), color=colour, alpha=0.13, linewidth=0)
         axis.plot(*_series(steps, "msr", category), color=colour, label=category)
     axis.set_ylim(0, 1.02)
-    _add_legend(axis)
 
 
 def _draw_multipliers(axis: "Axes", steps: Steps, colours: Mapping[str, str]) -> None:
@@ -118,7 +119,6 @@ def _draw_multipliers(axis: "Axes", steps: Steps, colours: Mapping[str, str]) ->
             at, values = _series(steps, key, category)
             if values:
                 axis.plot(at, values, color=colour, linestyle=line, label=f"{sign} {category}")
-    _add_legend(axis)
 
 
 def _draw_schedules(axis: "Axes", steps: Steps) -> None:
@@ -130,19 +130,20 @@ def _draw_schedules(axis: "Axes", steps: Steps) -> None:
     if rates:
         right = axis.twinx()
         right.grid(False)
-        right.plot(at, rates, color=PALETTE[4], linestyle="--")
+        right.plot(at, rates, color=PALETTE[1], linestyle="--")
         right.set_ylabel("learning rate (dashed)", color=PALETTE[1])
         right.set_ylim(bottom=0)
+        right.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
         right.spines["right"].set_visible(True)
         right.spines["right"].set_color(QUIET)
 
 
-def _add_legend(axis: "Axes") -> None:
-    """A legend under the panel, where it covers no curve."""
+def _add_legend(axis: "Axes", *, below: float) -> None:
+    """A legend under the panel, `below` panel heights down, where it covers neither curves nor labels."""
     handles, labels = axis.get_legend_handles_labels()
     if handles:
         columns = 2 if len(handles) == 4 else min(len(handles), 3)
-        axis.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=columns, fontsize=9)
+        axis.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, -below), ncols=columns, fontsize=9)
 
 
 def _series(steps: Steps, key: str, category: str | None = None) -> tuple[list[float], list[float]]:

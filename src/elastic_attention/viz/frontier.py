@@ -92,7 +92,7 @@ def _draw_method(axis: "Axes", key: str, method: str, decode: str, rows: Sequenc
         color=colour,
         marker=mark,
         markersize=6,
-        markerfacecolor=colour if decode == "sparse" else "white",
+        markerfacecolor=colour if decode == "sparse" or method == "dense" else "white",
         linestyle=("-" if decode == "sparse" else "--") if is_line else "none",
         capsize=3,
         elinewidth=1.1,

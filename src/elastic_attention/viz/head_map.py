@@ -65,7 +65,7 @@ def draw_head_maps(head_maps: Mapping[str, Any], *, title: str = "Sparse KV head
 
         colours = LinearSegmentedColormap.from_list("full_to_sparse", [FULL_COLOUR, SPARSE_COLOUR]).with_extremes(bad="white")
         strip_height = max(0.5, 0.17 * max(len(head_map[0]) for head_map in maps.values()))
-        figure = Figure(figsize=(9, 1.3 + len(maps) * (strip_height + 0.32)), layout="constrained")
+        figure = Figure(figsize=(9, 1.3 + len(maps) * (strip_height + 0.27)), layout="constrained")
         figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
         axes = figure.subplots(len(maps), 1, squeeze=False)[:, 0]
         for axis, (task, head_map) in zip(axes, maps.items(), strict=True):
@@ -74,9 +74,10 @@ def draw_head_maps(head_maps: Mapping[str, Any], *, title: str = "Sparse KV head
             image = axis.imshow(shares, cmap=colours, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
             mean = mean_share(head_map)
             axis.set_title(task if mean is None else f"{task}   MSR {mean:.2f}", fontsize=9, fontweight="normal", pad=3)
+            axis.tick_params(labelbottom=axis is axes[-1])
             _draw_grid(axis, num_layers=len(head_map), num_heads=len(head_map[0]))
         axes[-1].set_xlabel("layer")
-        axes[len(axes) // 2].set_ylabel("KV head")
+        figure.supylabel("KV head", fontsize=10)
         bar = figure.colorbar(image, ax=list(axes), ticks=[0, 0.5, 1], fraction=0.02, pad=0.02, shrink=min(1.0, 3 / len(maps)))
         bar.ax.set_yticklabels(["full", "half", "sparse"])
         bar.outline.set_visible(False)  # type: ignore[operator]

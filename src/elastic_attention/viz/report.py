@@ -36,6 +36,15 @@ class MapView:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TableView:
+    """Rows of a record as a table that sorts."""
+
+    heading: str
+    columns: list[Column]
+    rows: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Section:
     """One record as the template shows it."""
 
@@ -46,8 +55,7 @@ class Section:
     created: str
     summary: DemoSummary
     maps: list[MapView]
-    columns: list[Column]
-    rows: list[dict[str, Any]]
+    tables: list[TableView]
     facts: dict[str, str]
     config: str
 
@@ -56,7 +64,7 @@ def render_report(records: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> s
     """Render one record, or several below each other, as one HTML page.
 
     Args:
-        records: records as `read_record` returns them. `metrics.rows` becomes a table that sorts; `metrics.head_maps`
+        records: records as `read_record` returns them. `metrics.rows`, and any other list of rows there, becomes a table; `metrics.head_maps`
             (task to L x G shares, 1 = sparse) becomes pictures. The rows of a demo also give the totals on top.
 
     Returns:
@@ -94,7 +102,7 @@ def render_report(records: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> s
 
 
 def _build_section(record: Mapping[str, Any]) -> Section:
-    rows = list_rows(record) or list_rows(record, "by_kind")
+    rows = list_rows(record)
     command = format_text(record.get("command"))
     package = record.get("package") or {}
     return Section(
@@ -105,8 +113,7 @@ def _build_section(record: Mapping[str, Any]) -> Section:
         created=str(record.get("created") or "")[:16].replace("T", " "),
         summary=summarise_demo(rows),
         maps=_build_maps(record),
-        columns=pick_columns(rows),
-        rows=rows,
+        tables=_build_tables(record),
         facts={
             "Data": format_text(record.get("data")),
             "Samples": format_count(record.get("n")),
@@ -118,6 +125,20 @@ def _build_section(record: Mapping[str, Any]) -> Section:
         },
         config=json.dumps(record.get("config"), indent=2, ensure_ascii=False, default=str),
     )
+
+
+def _build_tables(record: Mapping[str, Any]) -> list[TableView]:
+    """One table for `metrics.rows` and for each other list of rows among the metrics."""
+    named = {name: list_rows(record, name) for name, value in record.get("metrics", {}).items() if isinstance(value, list)}
+    return [
+        TableView(
+            heading="Row by row" if name == "rows" else name.replace("_", " ").capitalize(),
+            columns=pick_columns(rows),
+            rows=rows,
+        )
+        for name, rows in named.items()
+        if rows
+    ]
 
 
 def _build_maps(record: Mapping[str, Any]) -> list[MapView]:

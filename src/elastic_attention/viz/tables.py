@@ -149,7 +149,7 @@ def render_bench_cpu(record: Record) -> str:
         milliseconds, dense, visited = (
             to_number(row.get(key)) for key in ("milliseconds", "dense_milliseconds", "visited_fraction")
         )
-        ratio = milliseconds / (visited * dense) if milliseconds is not None and visited and dense else None
+        ratio = _divide(milliseconds, visited * dense if visited and dense else None)
         table.add(
             format_count(row.get("tokens")), format_text(row.get("heads")), format_text(row.get("dtype")),
             format_ratio(row.get("msr")), format_decimal(milliseconds, 1), format_decimal(dense, 1),
@@ -167,8 +167,8 @@ def render_overhead(record: Record) -> str:
         )
         table.add(
             format_count(row.get("tokens")), format_decimal(dense, 1), format_decimal(full, 1),
-            format_percent(full / dense - 1 if full is not None and dense else None, 1), format_decimal(router, 2),
-            format_percent(router / dense if router is not None and dense else None, 1),
+            format_percent(_divide(full - dense if full is not None and dense else None, dense), 1), format_decimal(router, 2),
+            format_percent(_divide(router, dense), 1),
         )  # fmt: skip
     return table.render()
 
@@ -191,9 +191,16 @@ def _render_kinds(rows: list[dict[str, Any]], *, has_mean: bool) -> str:
             *(format_ratio(row.get(method)) for method in methods), format_ratio(row.get("msr")),
         )  # fmt: skip
     if has_mean and rows:
-        means = (average(row.get(key) for row in rows) for key in (*methods, "msr"))
-        table.add("mean of kinds", "", format_count(sum(to_number(row.get("n")) or 0 for row in rows)), *map(format_ratio, means))
+        means = {key: average(row.get(key) for row in rows) for key in (*methods, "msr")}
+        num_samples = sum(to_number(row.get("n")) or 0 for row in rows)
+        table.add("mean of kinds", "", format_count(num_samples), *map(format_ratio, means.values()))
+        relative = [_divide(means[method], means["dense"]) for method in methods]
+        table.add("mean / dense", "", "", *(format_decimal(ratio, 3) for ratio in relative), "")
     return table.render()
+
+
+def _divide(value: float | None, base: float | None) -> float | None:
+    return value / base if value is not None and base else None
 
 
 def _check_markers(readme: Path, text: str) -> None:

@@ -108,7 +108,9 @@ def read_record(path: str | os.PathLike[str]) -> Record:
     try:
         content = Path(path).read_text(encoding="utf-8")
     except OSError as error:
-        raise ElasticAttentionError(f"Cannot read the record {path}: {error.strerror or error}. Check the path.") from error
+        raise ElasticAttentionError(
+            f"Cannot read the record {path}: {error.strerror or error}. Check the path."
+        ) from error
     except UnicodeDecodeError as error:
         raise ElasticAttentionError(f"{path} is not UTF-8 text, so it is not a record. Check the path.") from error
     try:
@@ -157,7 +159,9 @@ def write_file(path: str | os.PathLike[str], content: str | bytes) -> None:
 
 def _check_record(record: object, name: str) -> None:
     if not isinstance(record, dict):
-        raise ElasticAttentionError(f"{name} holds {type(record).__name__} instead of a JSON object; it is not a record.")
+        raise ElasticAttentionError(
+            f"{name} holds {type(record).__name__} instead of a JSON object; it is not a record."
+        )
     missing = [key for key in REQUIRED_KEYS if key not in record]
     if missing:
         raise ElasticAttentionError(
@@ -207,7 +211,12 @@ def _installed_version(distribution: str) -> str | None:
 
 
 def _read_commit() -> str | None:
-    """The commit of the checkout that this package runs from, `-dirty` if its sources differ; None if it was installed."""
+    """The commit of the checkout that this package runs from, `-dirty` if its sources differ; None if it was installed.
+
+    Where the sources were copied without their history, ELASTIC_ATTENTION_COMMIT may name the commit.
+    """
+    if given := os.environ.get("ELASTIC_ATTENTION_COMMIT"):
+        return given
     package = Path(__file__).resolve().parent
     answer = _run_git(package, "rev-parse", "--show-toplevel", "HEAD")
     if answer is None:

@@ -53,7 +53,9 @@ class FirstTokenClock:
         """Called after the last token."""
 
 
-def generate_answer(session: Session, prompt_ids: Sequence[int], *, max_new_tokens: int, is_dense: bool = False) -> Answer:
+def generate_answer(
+    session: Session, prompt_ids: Sequence[int], *, max_new_tokens: int, is_dense: bool = False
+) -> Answer:
     """Generate greedily from one prompt.
 
     Args:
@@ -92,4 +94,3 @@ def warm_up(session: Session, prompt_ids: Sequence[int]) -> None:
     """Answer the start of a prompt once in either way, so that no timing pays for what happens once."""
     for is_dense in (True, False):
         generate_answer(session, prompt_ids[:WARM_UP_TOKENS], max_new_tokens=2, is_dense=is_dense)
-

@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from .. import records
 from ..attention import hybrid_attention
 from ..config import StreamingConfig
 from ..patterns import build_pattern
 from ..sparsity import count_causal_pairs, count_read_pairs
 from .oracle import check_against_oracle
+from .session import describe_device, measure_peak_bytes
 
 RATIOS = (0.0, 0.5, 0.7, 1.0)
 DTYPES = (torch.float32, torch.bfloat16)
@@ -147,3 +149,21 @@ def _time_interleaved(runs: Sequence[Callable[[], object]], repeats: int, device
                 if repeat:  # the first round warms up
                     kept.append((time.perf_counter() - started) * 1e3)
     return [statistics.median(kept) for kept in times]
+
+
+def build_bench_record(
+    rows: Sequence[dict[str, Any]], device: torch.device, backend: str, repeats: int, started: float
+) -> records.Record:
+    """The record of `elastic-attn bench`."""
+    return records.build_record(
+        "bench",
+        config={"backend": backend, "repeats": repeats, "ratios": RATIOS, "shapes": SHAPES},
+        model=None,
+        data="random normal queries, keys and values",
+        device=describe_device(device),
+        seed=SEED,
+        n=len(rows),
+        metrics={"rows": list(rows)},
+        seconds=time.perf_counter() - started,
+        bytes=measure_peak_bytes(device),
+    )

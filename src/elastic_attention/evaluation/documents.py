@@ -30,8 +30,18 @@ def read_document(path: str | Path) -> str:
     return text
 
 
+def check_question(question: str) -> None:
+    """Refuse an empty question.
+
+    Raises:
+        ElasticAttentionError: it has no words.
+    """
+    if not question.strip():
+        raise ElasticAttentionError("The question is empty. Ask something with --question.")
+
+
 def encode_question(tokenizer: Any, document: str, question: str) -> list[int]:
-    """Token ids of a document with a question behind it: a chat turn where the tokenizer has a template, else plain text.
+    """Token ids of a document and a question: a chat turn where the tokenizer has a template, else plain text.
 
     Without a question the document alone is the prompt, as plain text.
     """
@@ -56,5 +66,5 @@ def check_length(session: Session, num_tokens: int, max_new_tokens: int) -> None
     if num_tokens + max_new_tokens > session.context:
         raise ElasticAttentionError(
             f"The prompt has {num_tokens:,} tokens, and with {max_new_tokens:,} new ones it is longer than the "
-            f"{session.context:,} tokens that {session.name} can read. Shorten the file or use a model with a longer context."
+            f"{session.context:,} tokens that {session.name} can read. Shorten the file or take another model."
         )

@@ -25,7 +25,7 @@ def check_against_oracle(
     device: torch.device,
     backend: str = "auto",
 ) -> float:
-    """Compare `hybrid_attention` with the float64 oracle: one full and one sparse KV head, an odd length past the window.
+    """Compare `hybrid_attention` with the float64 oracle: a full and a sparse KV head, an odd length past the window.
 
     The bound is derived, not tuned: masked PyTorch attention in the same dtype may err by e against the oracle, so the
     kernel may err by 2 e, plus one rounding of the largest output.

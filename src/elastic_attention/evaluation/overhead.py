@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from .. import records
 from ..models.cache_layer import ElasticLayer
 from ..models.families import find_attention_modules
-from .session import Session
+from .session import Session, describe_device, measure_peak_bytes
 
 SEED = 0
 ROW_KEYS = ("tokens", "dense_milliseconds", "full_milliseconds", "elastic_milliseconds", "router_milliseconds")
@@ -84,6 +86,29 @@ def measure_kv_bytes(session: Session, *, tokens: int) -> dict[str, Any]:
     }
 
 
+def build_overhead_record(
+    session: Session,
+    row: dict[str, Any],
+    kv_bytes: dict[str, Any],
+    memory: Sequence[dict[str, Any]],
+    repeats: int,
+    started: float,
+) -> records.Record:
+    """The record of `elastic-attn bench --what overhead`."""
+    return records.build_record(
+        "bench overhead",
+        config={"repeats": repeats, "backend": session.handle.backend, "decode": session.handle.decode},
+        model=session.describe(),
+        data="random tokens",
+        device=describe_device(session.device),
+        seed=SEED,
+        n=repeats,
+        metrics={"rows": [row], "kv_bytes": kv_bytes, "memory": list(memory)},
+        seconds=time.perf_counter() - started,
+        bytes=measure_peak_bytes(session.device),
+    )
+
+
 def _time_prefill(session: Session, ids: torch.Tensor) -> float:
     """Milliseconds of one prefill that fills a cache, up to the logits of the last token."""
     with torch.inference_mode():
@@ -95,7 +120,7 @@ def _time_prefill(session: Session, ids: torch.Tensor) -> float:
 
 
 def _time_routing(session: Session, ids: torch.Tensor) -> tuple[float, float]:
-    """Milliseconds of a routed prefill, and of what runs between the first and the last hook of its attention modules."""
+    """Milliseconds of a routed prefill, and of what its hooks on the attention modules take."""
     begun: list[float] = []
     spent: list[float] = []
 

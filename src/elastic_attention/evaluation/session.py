@@ -36,6 +36,13 @@ class Session:
     dtype: torch.dtype
     context: int
 
+    @property
+    def dense_bytes_per_token(self) -> int:
+        """Bytes that one token takes in the cache of the base model's full-attention layers."""
+        config = self.handle.config
+        heads = len(config.routed_layers) * config.base_model.num_kv_heads
+        return heads * 2 * config.base_model.head_dim * self.dtype.itemsize
+
     def describe(self) -> dict[str, Any]:
         """The model as a record names it."""
         base = self.handle.config.base_model

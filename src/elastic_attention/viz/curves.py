@@ -47,7 +47,9 @@ def read_training_log(log: str | os.PathLike[str]) -> list[dict[str, Any]]:
     try:
         text = Path(log).read_text(encoding="utf-8", errors="replace")
     except OSError as error:
-        raise ElasticAttentionError(f"Cannot read the training log {log}: {error.strerror or error}. Check the path.") from error
+        raise ElasticAttentionError(
+            f"Cannot read the training log {log}: {error.strerror or error}. Check the path."
+        ) from error
     steps: dict[int, dict[str, Any]] = {}
     lines = text.splitlines(keepends=True)
     for number, line in enumerate(lines, start=1):

@@ -50,7 +50,9 @@ def draw_frontier(rows: Sequence[Row]) -> "Figure":
     """
     known = [row for row in rows if row.get("method") in METHODS and to_number(row.get("score")) is not None]
     if not known:
-        raise ElasticAttentionError("The record has no rows with 'method' and 'score'; pass a quality record (elastic-attn eval).")
+        raise ElasticAttentionError(
+            "The record has no rows with 'method' and 'score'; pass a quality record (elastic-attn eval)."
+        )
     with figure_style():
         from matplotlib.figure import Figure
 

@@ -25,10 +25,16 @@ def check_head_map(head_map: object, name: str) -> CheckedHeadMap:
     Raises:
         ElasticAttentionError: it is empty, its rows differ in length, or a share is no number in [0, 1].
     """
-    if not isinstance(head_map, list | tuple) or not head_map or not all(isinstance(row, list | tuple) for row in head_map):
+    if (
+        not isinstance(head_map, list | tuple)
+        or not head_map
+        or not all(isinstance(row, list | tuple) for row in head_map)
+    ):
         raise ElasticAttentionError(f"The head map of {name!r} must be a list of layers, each a list of KV heads.")
     if len({len(row) for row in head_map}) != 1 or not head_map[0]:
-        raise ElasticAttentionError(f"The head map of {name!r} must have the same number of KV heads (≥ 1) in each layer.")
+        raise ElasticAttentionError(
+            f"The head map of {name!r} must have the same number of KV heads (≥ 1) in each layer."
+        )
     return [[_check_share(share, f"{name!r}, layer {layer}") for share in row] for layer, row in enumerate(head_map)]
 
 
@@ -40,7 +46,9 @@ def average_head_maps(head_maps: Sequence[CheckedHeadMap]) -> CheckedHeadMap:
     """
     shapes = {(len(head_map), len(head_map[0])) for head_map in head_maps}
     if len(shapes) != 1:
-        raise ElasticAttentionError(f"Head maps of one model must have one shape (layers, KV heads), got {sorted(shapes)}.")
+        raise ElasticAttentionError(
+            f"Head maps of one model must have one shape (layers, KV heads), got {sorted(shapes)}."
+        )
     return [[_mean(shares) for shares in zip(*layers, strict=True)] for layers in zip(*head_maps, strict=True)]
 
 
@@ -63,14 +71,18 @@ def draw_head_maps(head_maps: Mapping[str, Any], *, title: str = "Sparse KV head
         from matplotlib.colors import LinearSegmentedColormap
         from matplotlib.figure import Figure
 
-        colours = LinearSegmentedColormap.from_list("full_to_sparse", [FULL_COLOUR, SPARSE_COLOUR]).with_extremes(bad="white")
+        colours = LinearSegmentedColormap.from_list("full_to_sparse", [FULL_COLOUR, SPARSE_COLOUR]).with_extremes(
+            bad="white"
+        )
         strip_height = max(0.5, 0.17 * max(len(head_map[0]) for head_map in maps.values()))
         figure = Figure(figsize=(9, 1.3 + len(maps) * (strip_height + 0.27)), layout="constrained")
         figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
         axes = figure.subplots(len(maps), 1, squeeze=False)[:, 0]
         for axis, (task, head_map) in zip(axes, maps.items(), strict=True):
             # imshow wants (rows, columns) = (KV heads, layers); NaN takes the colour of "not routed".
-            shares = [[float("nan") if share is None else share for share in heads] for heads in zip(*head_map, strict=True)]
+            shares = [
+                [float("nan") if share is None else share for share in heads] for heads in zip(*head_map, strict=True)
+            ]
             image = axis.imshow(shares, cmap=colours, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
             mean = mean_share(head_map)
             axis.set_title(task if mean is None else f"{task}   MSR {mean:.2f}", fontsize=9, fontweight="normal", pad=3)
@@ -78,13 +90,17 @@ def draw_head_maps(head_maps: Mapping[str, Any], *, title: str = "Sparse KV head
             _draw_grid(axis, num_layers=len(head_map), num_heads=len(head_map[0]))
         axes[-1].set_xlabel("layer")
         figure.supylabel("KV head", fontsize=10)
-        bar = figure.colorbar(image, ax=list(axes), ticks=[0, 0.5, 1], fraction=0.02, pad=0.02, shrink=min(1.0, 3 / len(maps)))
+        bar = figure.colorbar(
+            image, ax=list(axes), ticks=[0, 0.5, 1], fraction=0.02, pad=0.02, shrink=min(1.0, 3 / len(maps))
+        )
         bar.ax.set_yticklabels(["full", "half", "sparse"])
         bar.outline.set_visible(False)  # type: ignore[operator]
     return figure
 
 
-def save_head_maps(head_maps: Mapping[str, Any], path: str | os.PathLike[str], *, title: str = "Sparse KV heads by task") -> None:
+def save_head_maps(
+    head_maps: Mapping[str, Any], path: str | os.PathLike[str], *, title: str = "Sparse KV heads by task"
+) -> None:
     """Draw `head_maps` (task to L x G shares) into a PNG or SVG file; errors as in `draw_head_maps` and `save_figure`."""
     save_figure(draw_head_maps(head_maps, title=title), path)
 

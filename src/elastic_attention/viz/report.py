@@ -129,7 +129,9 @@ def _build_section(record: Mapping[str, Any]) -> Section:
 
 def _build_tables(record: Mapping[str, Any]) -> list[TableView]:
     """One table for `metrics.rows` and for each other list of rows among the metrics."""
-    named = {name: list_rows(record, name) for name, value in record.get("metrics", {}).items() if isinstance(value, list)}
+    named = {
+        name: list_rows(record, name) for name, value in record.get("metrics", {}).items() if isinstance(value, list)
+    }
     return [
         TableView(
             heading="Row by row" if name == "rows" else name.replace("_", " ").capitalize(),
@@ -145,7 +147,9 @@ def _build_maps(record: Mapping[str, Any]) -> list[MapView]:
     """One view a task, after the mean over the tasks where there are several."""
     head_maps = record.get("metrics", {}).get("head_maps") or {}
     if not isinstance(head_maps, Mapping):
-        raise ElasticAttentionError(f"metrics.head_maps must map a task to its head map, got {type(head_maps).__name__}.")
+        raise ElasticAttentionError(
+            f"metrics.head_maps must map a task to its head map, got {type(head_maps).__name__}."
+        )
     checked = {str(task): check_head_map(head_map, str(task)) for task, head_map in head_maps.items()}
     if len(checked) > 1:
         checked = {"Mean of all tasks": average_head_maps(list(checked.values())), **checked}

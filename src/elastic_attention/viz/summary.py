@@ -31,7 +31,11 @@ class DemoSummary:
     @property
     def prefill_speed_up(self) -> float | None:
         """Dense prefill seconds over elastic prefill seconds, both summed over the rows."""
-        return self.prefill_seconds_dense / self.prefill_seconds if self.prefill_seconds_dense and self.prefill_seconds else None
+        return (
+            self.prefill_seconds_dense / self.prefill_seconds
+            if self.prefill_seconds_dense and self.prefill_seconds
+            else None
+        )
 
 
 def summarise_demo(rows: Sequence[Row]) -> DemoSummary:

@@ -122,7 +122,10 @@ def render_quality(record: Record) -> str:
     others = [row for row in rows if row not in mastered]
     parts = [_render_kinds(mastered, has_mean=True)]
     if others:
-        parts += [f"Outside the mean, since the dense model stays below {MASTERED_SCORE:.2f}:", _render_kinds(others, has_mean=False)]
+        parts += [
+            f"Outside the mean, since the dense model stays below {MASTERED_SCORE:.2f}:",
+            _render_kinds(others, has_mean=False),
+        ]
     return "\n\n".join(parts)
 
 
@@ -130,7 +133,9 @@ def render_frontier(record: Record) -> str:
     """Every measured point of the frontier with its 95% intervals."""
     table = MarkdownTable("Method", "Decode", "Target", "MSR", "ESR prefill", "Score", "Relative to dense")
     for row in list_rows(record):
-        score = f"{format_decimal(row.get('score'), 3)} {format_interval(row.get('score_low'), row.get('score_high'), 3)}"
+        score = (
+            f"{format_decimal(row.get('score'), 3)} {format_interval(row.get('score_low'), row.get('score_high'), 3)}"
+        )
         relative = (
             f"{format_decimal(row.get('relative_score'), 3)} "
             f"{format_interval(row.get('relative_low'), row.get('relative_high'), 3)}"
@@ -208,7 +213,9 @@ def _check_markers(readme: Path, text: str) -> None:
     markers = [match[0] for match in _MARKER.finditer(text)]
     for name in _MARKER.findall(text):
         if name not in TABLES:
-            raise ElasticAttentionError(f"{readme} asks for the unknown table {name!r}. Known tables: {', '.join(TABLES)}.")
+            raise ElasticAttentionError(
+                f"{readme} asks for the unknown table {name!r}. Known tables: {', '.join(TABLES)}."
+            )
     pairs = [(block[1], block[4]) for block in _BLOCK.finditer(text)]
     if markers != [marker for pair in pairs for marker in pair]:
         raise ElasticAttentionError(

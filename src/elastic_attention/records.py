@@ -1,7 +1,7 @@
 """Records: the one JSON form in which every command leaves its result.
 
-A record says what ran (command, config, package version and commit, seed), on what (model, data, device, library versions)
-and what came out (metrics, seconds, bytes). Tables, pictures and reports are made from records only.
+A record says what ran (command, config, package version and commit, seed), on what (model, data, device, library
+versions) and what came out (metrics, seconds, bytes). Tables, pictures and reports are made from records only.
 """
 
 import contextlib
@@ -103,7 +103,7 @@ def read_record(path: str | os.PathLike[str]) -> Record:
     """Read and check a record.
 
     Raises:
-        ElasticAttentionError: the file cannot be read, is not JSON, or is not a record; the message names what is wrong.
+        ElasticAttentionError: the file cannot be read, is not JSON, or is not a record; the message says which.
     """
     try:
         content = Path(path).read_text(encoding="utf-8")
@@ -129,7 +129,7 @@ def write_file(path: str | os.PathLike[str], content: str | bytes) -> None:
     The content goes to a temporary name in the same folder, is flushed to the disk and then takes the final name.
 
     Raises:
-        ElasticAttentionError: `path` is a folder or a device, or the system refuses the file (full disk, no permission).
+        ElasticAttentionError: `path` is a folder or a device, or the system refuses the file (disk full, not allowed).
             An older file at `path` is then unchanged and nothing half-written is left.
     """
     # A link is followed, so that the file behind it changes and the link stays.
@@ -195,7 +195,8 @@ def _to_json_value(value: Any, where: str) -> Any:
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     raise ElasticAttentionError(
-        f"A record cannot hold {where} = {value!r:.80} of type {type(value).__name__}. Pass numbers, text, lists or mappings."
+        f"A record cannot hold {where} = {value!r:.80} of type {type(value).__name__}. "
+        "Pass numbers, text, lists or mappings."
     )
 
 
@@ -211,7 +212,7 @@ def _installed_version(distribution: str) -> str | None:
 
 
 def _read_commit() -> str | None:
-    """The commit of the checkout that this package runs from, `-dirty` if its sources differ; None if it was installed.
+    """The commit of the checkout that this package runs from; None if it was installed. `-dirty`: its sources differ.
 
     Where the sources were copied without their history, ELASTIC_ATTENTION_COMMIT may name the commit.
     """

@@ -126,7 +126,7 @@ def _measure_shape(
 
 def choose_num_sparse(ratio: float, num_kv_heads: int) -> int:
     """The number of sparse KV heads that comes nearest to `ratio`; of two equally near ones the smaller."""
-    return min(range(num_kv_heads + 1), key=lambda count: (abs(count / num_kv_heads - ratio), count))
+    return min(range(num_kv_heads + 1), key=lambda count: (abs(count - ratio * num_kv_heads), count))
 
 
 def _make_run(

@@ -102,7 +102,7 @@ def choose_device(name: str | None) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
+        reason = str(error).splitlines()[0].partition(":")[0].rstrip(".")
         raise BackendUnavailable(f"device {name!r} cannot be used: {reason}. Use --device cpu.") from error
     return device
 

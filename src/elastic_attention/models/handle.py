@@ -226,8 +226,8 @@ class Handle:
         if mask is not None and mask.ndim != 2:
             raise ValueError(f"attention_mask {tuple(mask.shape)} is no padding mask; pass (B, S) ones and zeros.")
         layer = None if cache is None else claim_layer(cache, index, self._make_layer)
-        if layer is not None and self.prompt is not None and self.prompt.is_assisted:
-            layer.record_past = True
+        if layer is not None and self.prompt is not None:
+            layer.record_past = self.prompt.is_assisted
         batch, num_columns = hidden.shape[:2]
         tokens = read_tokens(
             mask,

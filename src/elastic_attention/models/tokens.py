@@ -31,8 +31,8 @@ class Tokens:
 
     def prompt_counts(self) -> list[int]:
         """Real prompt tokens of each sequence in this forward."""
-        if self.real is None or self.prompt_columns in (0, self.num_columns):
-            return self.counts if self.prompt_columns else [0] * len(self.counts)
+        if self.real is None:
+            return [self.prompt_columns] * len(self.counts)
         return self.real[:, : self.prompt_columns].sum(1).tolist()
 
     def real_mask(self, batch: int, device: torch.device) -> Tensor:

@@ -85,5 +85,6 @@ def generate(
         excess = len(encode_prompt(sample, tokenizer)) - target_tokens
         if excess <= 0:
             return sample
-        num_tokens -= excess
+        # At least a step that drops a line, or a small excess would come back try after try.
+        num_tokens -= max(excess, target_tokens // 64)
     raise ValueError(f"kind {kind!r} does not fit {target_tokens} tokens with this tokenizer; ask for more.")

@@ -1,4 +1,4 @@
-"""Columns of the report's table: which keys of the rows it shows, under which heading, in which form."""
+"""Columns of tables: which keys of the rows they show, under which heading, in which form."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -53,7 +53,10 @@ DEMO_COLUMNS = (
 
 
 def pick_columns(rows: Sequence[Mapping[str, Any]]) -> list[Column]:
-    """The demo's columns for rows that name a task, without the optional ones that no row fills; else a column a key."""
+    """Columns for `rows`: those of the demo where rows name a task, and one more for each key that they do not cover.
+
+    An optional column appears only if a row has its key.
+    """
     keys = list(dict.fromkeys(key for row in rows for key in row))
     if "task" not in keys:
         return [_guess_column(key, rows) for key in keys]
@@ -67,8 +70,9 @@ def _guess_column(key: str, rows: Sequence[Mapping[str, Any]]) -> Column:
     heading = key.replace("_", " ")
     values = [row[key] for row in rows if row.get(key) is not None]
     if values and all(to_number(value) is not None for value in values):
-        if key.endswith("_bytes") or key.endswith("_bytes_dense"):
-            return Column(key=key, heading=heading, format=format_bytes)
+        for unit, form in (("bytes", format_bytes), ("seconds", format_seconds)):
+            if unit in key.split("_"):
+                return Column(key=key, heading=heading, format=form)
         is_whole = all(isinstance(value, int) for value in values)
         return Column(key=key, heading=heading, format=format_count if is_whole else _format_three_digits)
     return Column(key=key, heading=heading, format=format_text, kind="text")

@@ -80,9 +80,10 @@ def draw_curves(steps: Steps, *, intervals: Intervals | None = None) -> "Figure"
     colours = pick_colours(categories)
     with figure_style():
         from matplotlib.figure import Figure
+        from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-        figure = Figure(figsize=(10, 6.4), layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)  # type: ignore[union-attr]
+        layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)
+        figure = Figure(figsize=(10, 6.4), layout=layout)
         (loss, msr), (multipliers, temperature) = figure.subplots(2, 2, sharex=True)
         _draw_loss(loss, steps)
         _draw_msr(msr, steps, colours, bands)

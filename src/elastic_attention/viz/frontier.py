@@ -28,8 +28,8 @@ def save_frontier(record: Mapping[str, Any], path: str | os.PathLike[str]) -> No
     """Draw the frontier of a quality record into `path` (.png or .svg).
 
     Args:
-        record: `metrics.rows` hold `method` (routed, static, random, dense, all_sparse), `decode` (sparse, full), `msr`,
-            `esr_prefill`, `score`, `score_low`, `score_high` (95% interval).
+        record: `metrics.rows` hold `method` (routed, static, random, dense, all_sparse), `decode` (sparse, full),
+            `target`, `msr`, `esr_prefill`, `score`, `score_low`, `score_high` (95% interval).
         path: the figure.
 
     Raises:
@@ -81,14 +81,14 @@ def _draw_method(axis: "Axes", key: str, method: str, decode: str, rows: Sequenc
     )
     if not points:
         return
-    at, scores, below, above = (list(column) for column in zip(*points, strict=True))
+    places, scores, below, above = (list(column) for column in zip(*points, strict=True))
     name, colour, mark = METHODS[method]
     if method == "dense":
         # The dense score is the line that every other point is read against.
         axis.axhline(scores[0], color=QUIET, linestyle=":", linewidth=1.2)
     is_line = len(points) > 1 and method not in ("dense", "all_sparse")
     axis.errorbar(
-        at,
+        places,
         scores,
         yerr=[below, above],
         color=colour,

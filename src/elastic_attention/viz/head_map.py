@@ -94,7 +94,7 @@ def draw_head_maps(head_maps: Mapping[str, Any], *, title: str = "Sparse KV head
             image, ax=list(axes), ticks=[0, 0.5, 1], fraction=0.02, pad=0.02, shrink=min(1.0, 3 / len(maps))
         )
         bar.ax.set_yticklabels(["full", "half", "sparse"])
-        bar.outline.set_visible(False)  # type: ignore[operator]
+        bar.outline.set_visible(False)
     return figure
 
 

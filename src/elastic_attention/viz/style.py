@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import BackendUnavailable, ElasticAttentionError
 from ..records import write_file
@@ -20,7 +20,7 @@ FULL_COLOUR = "#0B4F7D"
 SPARSE_COLOUR = "#E3ECF3"
 FORMATS = ("png", "svg")
 
-_SETTINGS = {
+_SETTINGS: Any = {
     "font.size": 10,
     "text.color": INK,
     "axes.labelcolor": INK,

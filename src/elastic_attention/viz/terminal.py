@@ -19,7 +19,7 @@ LABEL_EVERY = 5
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HeadMapPicture:
-    """A rich renderable of one head map, L lists of G shares in [0, 1] (1 = sparse): `console.print(HeadMapPicture(...))`.
+    """One head map, L lists of G shares in [0, 1] (1 = sparse), for `console.print` of rich.
 
     Layers run from left to right and KV heads from top to bottom; a map wider than the terminal continues below.
 

@@ -60,9 +60,10 @@ def main() -> None:
     parser.add_argument("--record", type=Path, default=Path("results/quality.json"))
     parser.add_argument("--samples", type=int, default=400, help="held-out samples of each kind")
     parser.add_argument("--steps", type=int, help="of the main run and of the static mask beside it")
-    parser.add_argument("--frontier-steps", type=int, default=100, help="of each point of the frontier")
-    parser.add_argument("--frontier-samples", type=int, default=100, help="held-out samples of each kind there")
-    parser.add_argument("--cache-samples", type=int, default=50, help="of each kind, scored through the cache")
+    parser.add_argument("--frontier-steps", type=int, default=40, help="of each point of the frontier")
+    parser.add_argument("--frontier-tokens", type=int, default=32_768, help="tokens of such a step")
+    parser.add_argument("--frontier-samples", type=int, default=60, help="held-out samples of each kind there")
+    parser.add_argument("--cache-samples", type=int, default=15, help="of each kind, scored through the cache")
     parser.add_argument("--targets", type=float, nargs="*", default=list(TARGETS))
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--max-minutes", type=float, default=1e9)
@@ -132,19 +133,26 @@ def main() -> None:
             and score(Method(name="static", target=msr, folder=str(options.output / static / "adapter")), batches)
         ):
             return False
+        modes = [Method(name="routed", folder=main, decode=mode, note=f"cache-{mode}") for mode in ("sparse", "full")]
+        if not all(score_cached(method) for method in modes):
+            return False
+        data = dataclasses.replace(recipe.data, tokens_per_step=options.frontier_tokens)
+        short = dataclasses.replace(recipe, data=data, checkpoint_every=0)
         for target in options.targets:
             for source, name in (("head_router", "routed"), ("static", "static")):
                 folder = f"frontier-{source}-{target:.3f}"
+                plan = aim_at(short, target, source, options.frontier_steps)
                 method = Method(name=name, target=target, folder=str(options.output / folder / "adapter"), note="frontier")
-                if not run(aim_at(recipe, target, source, options.frontier_steps), folder) or not score(method, few_batches):
+                if not run(plan, folder) or not score(method, few_batches):
                     return False
-        modes = [Method(name="routed", folder=main, decode=mode, note=f"cache-{mode}") for mode in ("sparse", "full")]
-        return all(score_cached(method) for method in modes)
+        return True
 
-    if not is_complete or not compare():
+    is_complete = is_complete and compare()
+    if not is_complete:
         print("Stopped in time; run the same command again to go on.", flush=True)
+    if not results:
         return
-    metrics = summarize_methods(results)
+    metrics = summarize_methods(results) | {"is_complete": is_complete}
     record = build_record(
         "benchmarks/smollm2_quality.py",
         config={"suite": dataclasses.asdict(suite), "steps": recipe.steps, "frontier_steps": options.frontier_steps},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from elastic_attention.tasks.drawing import Draw
 from elastic_attention.tasks.sample import Sample
 
-NUM_COUNTRIES = 3
+NUM_COUNTRIES = 2
 # Facts that a small model does not know by heart, so that the text has to be read.
 FIELDS = ("highest point", "national symbol", "land area", "coastline")
 # (fact, answer prefix), as plain text that goes on with a fact it held before; see needles.

@@ -21,7 +21,7 @@ class Method:
     Attributes:
         name: "dense", "all_sparse", "routed", "static" or "random".
         target: suite-mean MSR that a method was trained or drawn for, None where it does not apply.
-        folder: adapter of "routed", or the exported mask of "static".
+        folder: adapter of "routed" (None = the handle's own routers), or the exported mask of "static".
         decode: how generated rows read the cache, "sparse" or "full".
         note: tells apart runs that agree in everything else, such as "main" or "cache".
     """
@@ -57,11 +57,13 @@ def prepare_source(method: Method, handle: Handle) -> Callable[[Tensor], RouteSo
     if method.name == "static" and method.folder:
         mask = read_mask(Path(method.folder))
         return lambda ids: lambda index, pooled: mask[index].expand(len(pooled), -1)
+    if method.name == "routed" and not method.folder:
+        return lambda ids: handle.decide
     if method.name == "routed" and method.folder:
         _, routers = load_adapter(method.folder)
         routers.to(handle.model.device)
         return lambda ids: lambda index, pooled: routers[index](pooled, layer=index)
-    raise ValueError(f"method {method} cannot run; routed and static need a folder, random a target.")
+    raise ValueError(f"method {method} cannot run; static needs a folder, random a target.")
 
 
 def read_mask(folder: Path) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from ..models.answers import AnswerBatch, Row, collate_rows, draw_row, pad_token, score_answers
 from ..models.handle import Handle
 from ..patterns import build_pattern
+from ..records import write_file
 from ..sparsity import count_causal_pairs, count_read_pairs, effective_sparsity_ratio, model_sparsity_ratio
 from ..tasks import KINDS, load_corpora
 from .methods import Method, prepare_source
@@ -106,7 +107,8 @@ def score_method(
     from rich.progress import track
 
     done = {(s.kind, s.index): s for s in read_scores(output)}
-    output.parent.mkdir(parents=True, exist_ok=True)
+    # Written anew, because a killed run may have left half a line at the end.
+    write_file(output, "".join(json.dumps(asdict(score)) + "\n" for score in done.values()))
     pattern, make_source = build_pattern(handle.config.sparse_pattern), prepare_source(method, handle)
     with output.open("a", encoding="utf-8") as stream:
         for batch in track(batches, description=method.label):

@@ -1,0 +1,54 @@
+import pytest
+from tiny_runs import make_recipe
+
+from elastic_attention import RecipeError
+from elastic_attention.training.recipe import Interval, OptimizerConfig, TemperatureConfig, load_recipe
+from elastic_attention.training.schedule import learning_rate_at, temperature_at
+
+GOOD = 'model = "smollm2"\nsteps = 3\n[intervals]\nrobust = { low = 0.8, high = 1.0 }\n'
+
+
+def test_recipe_round_trip(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text(GOOD)
+    recipe = load_recipe(path, steps=7)
+    assert recipe.steps == 7
+    assert recipe.intervals["robust"] == Interval(low=0.8, high=1.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        (GOOD + "[data]\nkindz = []\n", "kindz"),
+        (GOOD.replace("steps = 3", 'steps = "3"'), "steps"),
+        (GOOD.replace("steps = 3\n", ""), "steps"),
+        (GOOD.replace("0.8", "1.8"), "1.8"),
+        (GOOD + '[routes]\nsource = "dice"\n', "dice"),
+        ("model = \n", "TOML"),
+    ],
+)
+def test_bad_recipes_name_the_key(tmp_path, text, named):
+    path = tmp_path / "run.toml"
+    path.write_text(text)
+    with pytest.raises(RecipeError, match=named):
+        load_recipe(path)
+
+
+def test_missing_recipe(tmp_path):
+    with pytest.raises(RecipeError, match="nowhere"):
+        load_recipe(tmp_path / "nowhere.toml")
+
+
+def test_zero_steps():
+    with pytest.raises(ValueError, match="steps=0"):
+        make_recipe(steps=0)
+
+
+def test_schedules_reach_their_ends():
+    optimizer, temperature = OptimizerConfig(learning_rate=1.0), TemperatureConfig(start=1.5, end=0.5, ratio=0.5)
+    rates = [learning_rate_at(optimizer, step, 100) for step in range(100)]
+    assert rates[9] == max(rates) == 1.0
+    assert rates[-1] == pytest.approx(optimizer.final_ratio, abs=0.01)
+    assert temperature_at(temperature, 0, 100) == 1.5
+    assert temperature_at(temperature, 25, 100) == pytest.approx(1.0)
+    assert {temperature_at(temperature, step, 100) for step in (50, 75, 99)} == {0.5}

@@ -4,11 +4,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import attend_naively, streaming_configs
 
 from elastic_attention import BackendUnavailable, StreamingConfig, blended_attention, decode_attention, hybrid_attention
 from elastic_attention.cache import ElasticCache
 from elastic_attention.patterns import build_pattern
+from oracles import attend_naively, streaming_configs
 
 CONFIG = StreamingConfig(num_sink_tokens=16, local_window=32, block_size=16)
 BACKENDS = ["cpu", "reference"]
@@ -31,9 +31,7 @@ def test_left_padding_equals_each_sequence_alone_and_nan_does_not_leak(backend, 
     for b, pad in enumerate(padding.tolist()):
         k[b, :, :pad], v[b, :, :pad] = torch.nan, torch.nan
         q[b, :, : max(0, pad - num_keys + num_queries)] = torch.nan
-    out, lse = hybrid_attention(
-        q, k, v, routes, pattern=CONFIG, left_padding=padding, return_lse=True, backend=backend
-    )
+    out, lse = hybrid_attention(q, k, v, routes, pattern=CONFIG, left_padding=padding, return_lse=True, backend=backend)
     for b, pad in enumerate(padding.tolist()):
         first = max(0, pad - num_keys + num_queries)
         assert not out[b, :, :first].any() and bool((lse[b, :, :first] == -torch.inf).all())
@@ -86,7 +84,9 @@ def test_packed_keys_default_to_the_queries_boundaries():
     assert torch.equal(hybrid_attention(q, k, v, routes, pattern=CONFIG, cu_seqlens_q=cu), both)
 
 
-@given(config=streaming_configs(), lengths=st.lists(st.integers(1, 90), min_size=1, max_size=3), seed=st.integers(0, 99))
+@given(
+    config=streaming_configs(), lengths=st.lists(st.integers(1, 90), min_size=1, max_size=3), seed=st.integers(0, 99)
+)
 @settings(max_examples=30)
 def test_decoding_over_the_ragged_cache_equals_the_last_row(config, lengths, seed):
     """After eviction too: what a sparse row still holds is exactly what its newest query may read."""

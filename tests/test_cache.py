@@ -8,11 +8,11 @@ import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from oracles import is_visible
 
 from elastic_attention import CacheDepthError, StreamingConfig
 from elastic_attention.cache import ElasticCache
 from elastic_attention.patterns import build_pattern
+from oracles import is_visible
 
 HEADS, WIDTH = 2, 4
 CONFIG = StreamingConfig(num_sink_tokens=4, local_window=8, block_size=4)
@@ -67,7 +67,10 @@ class CacheProgram(RuleBasedStateMachine):
         lost = [len(self.held[b][g]) < self.lengths[b] for b, g in pairs]
         # Tokens leave a sequence for all its sparse heads at once, so the books are kept by sequence.
         dropped = [any(len(h) < n for h in held) for held, n in zip(self.held, self.lengths, strict=True)]
-        if any(was and dropped[b] and self.routes[b][g] and not routes[b][g] for (b, g), was in zip(pairs, lost, strict=True)):
+        if any(
+            was and dropped[b] and self.routes[b][g] and not routes[b][g]
+            for (b, g), was in zip(pairs, lost, strict=True)
+        ):
             with pytest.raises(ValueError, match="cannot become full"):
                 self.store.assign(torch.tensor(routes))
             return
@@ -208,6 +211,18 @@ def test_a_head_that_turns_sparse_after_others_dropped_tokens_loses_the_same_tok
     group = store.groups[1]
     assert store.stored_lengths(group) == [len(kept)] * 2
     assert torch.equal(group.keys[1, : len(kept)], keys[kept])
+
+
+def test_cropping_into_the_sink_is_always_possible():
+    store = filled([[True, False], [True, True]], 60)
+    keys = store.groups[1].keys[:, :4].clone()
+    store.crop([60, 57])
+    assert store.lengths == [0, 3] and store.stored_lengths(store.groups[1]) == [0, 3, 3]
+    new = torch.randn(2, HEADS, 2, WIDTH)
+    store.append(new, new)
+    assert torch.equal(store.groups[1].keys[1, :5], torch.cat([keys[1, :3], new[1, 0]]))
+    with pytest.raises(CacheDepthError, match="Cropping 50 of 60"):
+        filled([[True, False]], 60).crop([50])
 
 
 def test_empty_cache_ignores_everything():

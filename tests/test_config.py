@@ -4,10 +4,10 @@ import dataclasses
 import json
 
 import pytest
-from tiny_models import elastic_config, make_model
 
 from elastic_attention import ElasticConfig, RouterConfig, StreamingConfig
 from elastic_attention.config import from_dict, read_toml, to_dict
+from tiny_models import elastic_config, make_model
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,13 @@ def test_router_sizes_are_the_papers():
 
 @pytest.mark.parametrize(
     "context, sizes",
-    [(2048, (64, 512, 64)), (8192, (64, 512, 64)), (8193, (128, 1024, 128)), (32768, (128, 1024, 128)), (40960, (128, 2048, 128))],
+    [
+        (2048, (64, 512, 64)),
+        (8192, (64, 512, 64)),
+        (8193, (128, 1024, 128)),
+        (32768, (128, 1024, 128)),
+        (40960, (128, 2048, 128)),
+    ],
 )
 def test_pattern_follows_the_context_length(context, sizes):
     pattern = ElasticConfig.for_model(make_model(max_position_embeddings=context)).sparse_pattern
@@ -102,7 +108,13 @@ def test_for_model_overrides_and_shape():
     config = ElasticConfig.for_model(model, num_sink_tokens=32, local_window=64, block_size=32, pooled_tokens=5)
     assert config.sparse_pattern == StreamingConfig(num_sink_tokens=32, local_window=64, block_size=32)
     base = config.base_model
-    assert (base.model_type, base.num_layers, base.num_q_heads, base.num_kv_heads, base.head_dim) == ("phi3", 3, 6, 2, 8)
+    assert (base.model_type, base.num_layers, base.num_q_heads, base.num_kv_heads, base.head_dim) == (
+        "phi3",
+        3,
+        6,
+        2,
+        8,
+    )
     assert config.router.head_dim == 8 and config.router.pooled_tokens == 5
     with pytest.raises(ValueError, match="local_window=100"):
         ElasticConfig.for_model(model, local_window=100)

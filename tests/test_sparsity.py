@@ -4,11 +4,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import streaming_configs, visible_mask
 
 from elastic_attention import StreamingConfig, effective_sparsity_ratio, model_sparsity_ratio
 from elastic_attention.patterns import build_pattern
 from elastic_attention.sparsity import count_causal_pairs, count_read_pairs, effective_sparsity_ratio_last_layer
+from oracles import streaming_configs, visible_mask
 
 
 def test_msr_is_the_share_of_sparse_heads_of_each_sequence():

@@ -6,16 +6,19 @@ Shape letters: B batch, T queries, S keys, H query heads, G KV heads, D head dim
 import logging
 from collections.abc import Callable, Iterator
 from functools import cache
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from .cache import ElasticCache, RowGroup
 from .config import StreamingConfig
 from .errors import BackendUnavailable
 from .kernels.gather import attend_gather, blend_gather
 from .kernels.reference import attend_reference, blend_reference
 from .patterns import build_pattern
+
+if TYPE_CHECKING:
+    from .cache import ElasticCache, RowGroup
 
 _logger = logging.getLogger(__name__)
 _Attend = Callable[[Tensor, Tensor, Tensor, Tensor, StreamingConfig, float], tuple[Tensor, Tensor]]
@@ -90,7 +93,9 @@ def hybrid_attention(
     if head_is_sparse.dtype != torch.bool:
         raise ValueError(f"head_is_sparse must be bool, got {head_is_sparse.dtype}; True = sparse.")
     if (is_packed and left_padding is not None) or (cu_seqlens_k is not None and not is_packed):
-        raise ValueError("A batch is padded (left_padding) or packed (cu_seqlens_q, and cu_seqlens_k); pass one of the two.")
+        raise ValueError(
+            "A batch is padded (left_padding) or packed (cu_seqlens_q, and cu_seqlens_k); pass one of the two."
+        )
     factor = q.shape[-1] ** -0.5 if scale is None else scale
     if cu_seqlens_q is None and left_padding is None:
         out, lse = attend(q, k, v, head_is_sparse, pattern, factor)
@@ -107,7 +112,12 @@ def hybrid_attention(
         if queries.start == queries.stop:
             continue
         part, part_lse = attend(
-            q4[b : b + 1, :, queries], k4[b : b + 1, :, keys], v4[b : b + 1, :, keys], head_is_sparse[row : row + 1], pattern, factor
+            q4[b : b + 1, :, queries],
+            k4[b : b + 1, :, keys],
+            v4[b : b + 1, :, keys],
+            head_is_sparse[row : row + 1],
+            pattern,
+            factor,
         )
         out[b, :, queries], lse[b, :, queries] = part[0], part_lse[0]
     if is_packed:
@@ -146,12 +156,14 @@ def blended_attention(
         return blend(q, k, v, route, pattern, factor)
     rows = []
     for b, queries, keys in _padded_spans(left_padding, q, k):
-        real = blend(q[b : b + 1, :, queries], k[b : b + 1, :, keys], v[b : b + 1, :, keys], route[b : b + 1], pattern, factor)
+        real = blend(
+            q[b : b + 1, :, queries], k[b : b + 1, :, keys], v[b : b + 1, :, keys], route[b : b + 1], pattern, factor
+        )
         rows.append(torch.nn.functional.pad(real, (0, 0, q.shape[2] - real.shape[2], 0)))
     return torch.cat(rows)
 
 
-def decode_attention(q: Tensor, cache_layer: ElasticCache, *, scale: float | None = None) -> Tensor:
+def decode_attention(q: Tensor, cache_layer: "ElasticCache", *, scale: float | None = None) -> Tensor:
     """Attention of one new token a sequence over the ragged cache that already holds it.
 
     Args:
@@ -178,7 +190,7 @@ def decode_attention(q: Tensor, cache_layer: ElasticCache, *, scale: float | Non
     return out.reshape(batch, num_q_heads, 1, width)
 
 
-def _attend_ragged(q: Tensor, group: RowGroup, cache_layer: ElasticCache, scale: float) -> Tensor:
+def _attend_ragged(q: Tensor, group: "RowGroup", cache_layer: "ElasticCache", scale: float) -> Tensor:
     lengths = cache_layer.stored_lengths(group)
     longest = max(lengths)
     mask = None
@@ -209,7 +221,9 @@ def _validate(q: Tensor, k: Tensor, v: Tensor, routes: Tensor, *, is_packed: boo
 def _padded_spans(left_padding: Tensor, q: Tensor, k: Tensor) -> Iterator[tuple[int, slice, slice]]:
     num_queries, num_keys = q.shape[2], k.shape[2]
     if left_padding.shape != q.shape[:1] or not ((left_padding >= 0) & (left_padding <= num_keys)).all():
-        raise ValueError(f"left_padding must be ({len(q)},) with values in [0, {num_keys}], got {left_padding.tolist()}.")
+        raise ValueError(
+            f"left_padding must be ({len(q)},) with values in [0, {num_keys}], got {left_padding.tolist()}."
+        )
     for b, padding in enumerate(left_padding.tolist()):
         first_query = max(0, padding - (num_keys - num_queries))
         yield b, slice(first_query, num_queries), slice(padding, num_keys)

@@ -191,9 +191,13 @@ class ElasticCache:
         after = self.stored_lengths(group)
         sink = self.pattern.config.num_sink_tokens
         is_uniform = min(row_drops) == max(row_drops) and min(before) == max(before)
-        spans = [(slice(None), row_drops[0], after[0])] if is_uniform else [
-            (slice(i, i + 1), drop, length) for i, (drop, length) in enumerate(zip(row_drops, after, strict=True))
-        ]
+        spans = (
+            [(slice(None), row_drops[0], after[0])]
+            if is_uniform
+            else [
+                (slice(i, i + 1), drop, length) for i, (drop, length) in enumerate(zip(row_drops, after, strict=True))
+            ]
+        )
         group.keys, group.values = (_close_gap(x, spans, sink, max(after)) for x in (group.keys, group.values))
 
     def crop(self, counts: Sequence[int]) -> None:

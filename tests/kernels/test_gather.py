@@ -4,16 +4,18 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from oracles import assert_as_exact, attend_naively, streaming_configs
 
 from elastic_attention import StreamingConfig, blended_attention, hybrid_attention
+from oracles import assert_as_exact, attend_naively, streaming_configs
 
 SMALL = StreamingConfig(num_sink_tokens=16, local_window=32, block_size=16)
 ROUNDINGS = 8  # up to three parts are merged, and overlapping windows add up one key's gradient
 
 
 def make_inputs(*, batch=2, group_size=3, num_kv_heads=2, num_queries, num_keys, head_dim=16, dtype=torch.float32):
-    shapes = [(batch, num_kv_heads * group_size, num_queries, head_dim)] + [(batch, num_kv_heads, num_keys, head_dim)] * 2
+    shapes = [(batch, num_kv_heads * group_size, num_queries, head_dim)] + [
+        (batch, num_kv_heads, num_keys, head_dim)
+    ] * 2
     q, k, v = (torch.randn(s).to(dtype).requires_grad_() for s in shapes)
     return q, k, v, torch.randn(shapes[0]).to(dtype)
 
@@ -72,9 +74,7 @@ def test_odd_lengths_and_exact_multiples(length, routes):
 @pytest.mark.parametrize("group_size", [1, 3, 4, 8])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_head_dims_group_sizes_and_dtypes(head_dim, group_size, dtype):
-    inputs = make_inputs(
-        batch=1, group_size=group_size, num_queries=111, num_keys=200, head_dim=head_dim, dtype=dtype
-    )
+    inputs = make_inputs(batch=1, group_size=group_size, num_queries=111, num_keys=200, head_dim=head_dim, dtype=dtype)
     check_against_oracle(*inputs, torch.tensor([[True, False]]), SMALL)
 
 
@@ -122,12 +122,17 @@ def test_finite_differences():
     for is_sparse in (True, False):
         route = torch.tensor([[is_sparse]])
         assert torch.autograd.gradcheck(
-            lambda *x, route=route: hybrid_attention(*x, route, pattern=config, backend="cpu"), (q, k, v), fast_mode=True
+            lambda *x, route=route: hybrid_attention(*x, route, pattern=config, backend="cpu"),
+            (q, k, v),
+            fast_mode=True,
         )
 
 
 @given(
-    config=streaming_configs(), num_queries=st.integers(1, 120), before=st.sampled_from([0, 33]), seed=st.integers(0, 99)
+    config=streaming_configs(),
+    num_queries=st.integers(1, 120),
+    before=st.sampled_from([0, 33]),
+    seed=st.integers(0, 99),
 )
 @settings(max_examples=25)
 def test_blended_equals_reference(config, num_queries, before, seed):
@@ -149,9 +154,7 @@ def test_blended_equals_reference(config, num_queries, before, seed):
     # The route's gradient sums T * D products, so its rounding grows with the size of the terms, not of the sum.
     terms = (low[4].double() - exact[4]).abs().max() + 1e-6 * num_queries * 16
     results = with_gradients(blend("cpu"), inputs, grad)
-    assert_as_exact(
-        results[:4], exact[:4], low[:4], roundings=ROUNDINGS, cancelled=cancelled_terms(q, k, v, grad)
-    )
+    assert_as_exact(results[:4], exact[:4], low[:4], roundings=ROUNDINGS, cancelled=cancelled_terms(q, k, v, grad))
     assert (results[4].double() - exact[4]).abs().max() <= terms
 
 

@@ -3,9 +3,9 @@
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import streaming_configs, visible_mask
 
 from elastic_attention.kernels.pieces import cut_causal, cut_streaming
+from oracles import streaming_configs, visible_mask
 
 
 def draw_mask(pieces, num_queries, num_keys):

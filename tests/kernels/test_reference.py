@@ -3,9 +3,9 @@
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import attend_naively, is_visible, streaming_configs
 
 from elastic_attention import StreamingConfig, hybrid_attention
+from oracles import attend_naively, is_visible, streaming_configs
 
 
 @given(config=streaming_configs(), num_keys=st.integers(1, 40), num_queries=st.integers(1, 40), seed=st.integers(0, 99))

@@ -3,11 +3,11 @@
 import pytest
 import torch
 import transformers
-from tiny_models import FAMILIES, attach_tiny, left_padded, make_model, random_routes, text
 from transformers import DynamicCache
 
 from elastic_attention import UnsupportedModel, attach, find_handle
 from elastic_attention.models.families import find_attention_modules, keys_before_rope
+from tiny_models import FAMILIES, attach_tiny, left_padded, make_model, random_routes, text
 
 MIXED = {"gemma3_text", "cohere2", "olmo3", "exaone4", "ministral"}  # full and sliding layers
 NORM_AFTER_ROPE = {"hunyuan"}
@@ -69,6 +69,16 @@ def test_all_full_is_the_base_model_bit_for_bit(attached, base):
         ones = torch.ones(1, LENGTH, dtype=torch.long)
         assert torch.equal(model(text(LENGTH), attention_mask=ones).logits, base[1]["one shot"])
     assert torch.equal(in_pieces(model, [147, 1, 1, 1]), base[1]["cached"])
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3_text", "olmo2", "phi3"])
+def test_all_full_is_bit_equal_in_bfloat16_too(name):
+    model = make_model(name).bfloat16()
+    with torch.no_grad():
+        before = model(text(LENGTH), use_cache=False).logits, in_pieces(model, [147, 1, 1, 1])
+        attach_tiny(model).set_routes("full")
+        assert torch.equal(model(text(LENGTH), use_cache=False).logits, before[0])
+    assert torch.equal(in_pieces(model, [147, 1, 1, 1]), before[1])
 
 
 def test_detached_and_disabled_are_the_base_model_bit_for_bit(base):
@@ -172,8 +182,16 @@ def test_the_router_decides_and_heads_differ(attached):
 
 def tiny(prefix, **changes):
     sizes = dict(
-        vocab_size=97, hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=6,
-        num_key_value_heads=2, head_dim=16, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        vocab_size=97,
+        hidden_size=48,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        head_dim=16,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
     )
     return getattr(transformers, f"{prefix}ForCausalLM")(getattr(transformers, f"{prefix}Config")(**(sizes | changes)))
 
@@ -188,7 +206,8 @@ REFUSED = {
     "all sliding mistral": (lambda: tiny("Mistral", sliding_window=24), "Every attention layer.*sliding window"),
     "all sliding phi3": (lambda: tiny("Phi3", sliding_window=24), "Every attention layer.*sliding window"),
     "all sliding mixtral": (
-        lambda: tiny("Mixtral", sliding_window=24, num_local_experts=2), "Every attention layer.*sliding window"
+        lambda: tiny("Mixtral", sliding_window=24, num_local_experts=2),
+        "Every attention layer.*sliding window",
     ),
     "no transformers model": (lambda: torch.nn.Linear(2, 2), "Linear is no transformers model"),
     "nothing": (lambda: None, "NoneType is no transformers model"),

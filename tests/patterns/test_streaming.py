@@ -4,10 +4,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import streaming_configs, visible_mask
 
 from elastic_attention import StreamingConfig
 from elastic_attention.patterns import build_pattern
+from oracles import streaming_configs, visible_mask
 
 
 @given(config=streaming_configs(), num_tokens=st.integers(0, 150))

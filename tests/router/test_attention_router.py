@@ -67,6 +67,11 @@ def test_nan_keys_leave_a_head_full():
 
 def test_state_dict_names_are_the_adapter_format():
     stack = RouterStack(CONFIG, (1, 5))
-    names = [f"{mlp}.{i}.{kind}" for mlp, indices in (("task_mlp", (0, 2)), ("router_mlp", (0, 2, 4))) for i in indices for kind in ("weight", "bias")]
+    names = [
+        f"{mlp}.{i}.{kind}"
+        for mlp, indices in (("task_mlp", (0, 2)), ("router_mlp", (0, 2, 4)))
+        for i in indices
+        for kind in ("weight", "bias")
+    ]
     assert sorted(stack.state_dict()) == sorted(f"layers.{layer}.{name}" for layer in (1, 5) for name in names)
     assert stack[5] is stack.layers["5"]

@@ -33,7 +33,9 @@ def arrivals(draw):
     """n, and per sequence the columns of each forward: True = real token, False = padding anywhere."""
     n, batch = draw(st.integers(1, 7)), draw(st.integers(1, 3))
     widths = draw(st.lists(st.integers(1, 25), min_size=1, max_size=5))
-    masks = [draw(st.lists(st.lists(st.booleans(), min_size=w, max_size=w), min_size=batch, max_size=batch)) for w in widths]
+    masks = [
+        draw(st.lists(st.lists(st.booleans(), min_size=w, max_size=w), min_size=batch, max_size=batch)) for w in widths
+    ]
     return n, [torch.tensor(mask) for mask in masks]
 
 

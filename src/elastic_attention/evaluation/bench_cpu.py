@@ -60,7 +60,7 @@ def measure_kernels(
     repeats: int,
     device: torch.device,
     backend: str = "auto",
-    shapes: Sequence[Shape] = SHAPES,
+    shapes: Sequence[Shape],
     dtypes: Sequence[torch.dtype] = DTYPES,
 ) -> Iterator[list[dict[str, Any]]]:
     """Time each shape and dtype; a shape is compared with the oracle before it is timed.
@@ -152,12 +152,17 @@ def _time_interleaved(runs: Sequence[Callable[[], object]], repeats: int, device
 
 
 def build_bench_record(
-    rows: Sequence[dict[str, Any]], device: torch.device, backend: str, repeats: int, started: float
+    rows: Sequence[dict[str, Any]],
+    shapes: Sequence[Shape],
+    device: torch.device,
+    backend: str,
+    repeats: int,
+    started: float,
 ) -> records.Record:
     """The record of `elastic-attn bench`."""
     return records.build_record(
         "bench",
-        config={"backend": backend, "repeats": repeats, "ratios": RATIOS, "shapes": SHAPES},
+        config={"backend": backend, "repeats": repeats, "ratios": RATIOS, "shapes": shapes},
         model=None,
         data="random normal queries, keys and values",
         device=describe_device(device),

@@ -16,6 +16,8 @@ from .session import Session, describe_device, make_head_map, measure_peak_bytes
 
 Row = dict[str, Any]
 SEED = 2024
+# Also behind a one-token answer, so that every prompt shows what decoding reads.
+MIN_NEW_TOKENS = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,15 +38,17 @@ class DemoPrompt:
 
 
 DOCUMENT = "document"
+# Chosen among the prompts that the base model answers with some margin; what routing loses on average is the quality
+# study's to say.
 PROMPTS = (
-    DemoPrompt(task="address in a country report", kind=DOCUMENT, target_tokens=5120),
-    DemoPrompt(task="number in a speech", kind="needle", target_tokens=4096),
-    DemoPrompt(task="one of four records", kind="needles_4", target_tokens=3072),
-    DemoPrompt(task="constant in source code", kind="constants", target_tokens=6144),
-    DemoPrompt(task="quotation from a speech", kind="copying", target_tokens=2048),
-    DemoPrompt(task="class of a word", kind="classes", target_tokens=8000),
-    DemoPrompt(task="region of a country", kind="regions", target_tokens=4096),
-    DemoPrompt(task="line of code again", kind="repeated_line", target_tokens=6144),
+    DemoPrompt(task="country report", kind=DOCUMENT, target_tokens=5120),
+    DemoPrompt(task="needle", kind="needle", target_tokens=4096, index=2),
+    DemoPrompt(task="four records", kind="needles_4", target_tokens=4096),
+    DemoPrompt(task="constants", kind="constants", target_tokens=6144, index=2),
+    DemoPrompt(task="quotation", kind="copying", target_tokens=4096, index=2),
+    DemoPrompt(task="word classes", kind="classes", target_tokens=7936, index=2),
+    DemoPrompt(task="regions", kind="regions", target_tokens=6144, index=2),
+    DemoPrompt(task="subject", kind="subject", target_tokens=4096),
 )
 
 
@@ -74,23 +78,26 @@ def answer_prompts(
     """
     if prompts:
         warm_up(session, prompts[0][1])
+    decode = session.tokenizer.decode
     for number, (prompt, prompt_ids, answer_ids) in enumerate(prompts):
         # Who goes first alternates, so that neither way gains from what the other one left in caches.
+        num_new = max(len(answer_ids), MIN_NEW_TOKENS)
         answers = {
-            is_dense: generate_answer(session, prompt_ids, max_new_tokens=len(answer_ids), is_dense=is_dense)
+            is_dense: generate_answer(session, prompt_ids, max_new_tokens=num_new, is_dense=is_dense)
             for is_dense in ((True, False) if number % 2 == 0 else (False, True))
         }
         dense, elastic = answers[True], answers[False]
         report = elastic.report
+        said, said_dense = (answer.token_ids[: len(answer_ids)] for answer in (elastic, dense))
         row = {
             "task": prompt.task,
             "kind": prompt.kind,
             "prompt_tokens": len(prompt_ids),
-            "expected": session.tokenizer.decode(answer_ids).strip(),
-            "answer": elastic.text.strip(),
-            "answer_dense": dense.text.strip(),
-            "correct": elastic.token_ids == answer_ids,
-            "correct_dense": dense.token_ids == answer_ids,
+            "expected": decode(answer_ids).strip(),
+            "answer": decode(said, skip_special_tokens=True).strip(),
+            "answer_dense": decode(said_dense, skip_special_tokens=True).strip(),
+            "correct": said == answer_ids,
+            "correct_dense": said_dense == answer_ids,
             **{key: report[key][0] for key in ("msr", "esr_prefill", "esr_decode", "kv_bytes", "kv_bytes_dense")},
             "prefill_seconds": elastic.prefill_seconds,
             "prefill_seconds_dense": dense.prefill_seconds,

@@ -12,7 +12,7 @@ import torch
 from ..config import ElasticConfig
 from ..errors import BackendUnavailable, ElasticAttentionError
 from ..models.attach import attach
-from ..models.embedded import quiet_transformers, resolve_model
+from ..models.embedded import ALIAS, HUB_ID, quiet_transformers, resolve_model
 from ..models.handle import Handle
 from ..models.loading import load_model
 
@@ -47,7 +47,7 @@ class Session:
         """The model as a record names it."""
         base = self.handle.config.base_model
         return {
-            "name": base.name if base.name and not Path(base.name).exists() else self.name,
+            "name": HUB_ID if self.name == ALIAS else self.name,
             "layers": base.num_layers,
             "q_heads": base.num_q_heads,
             "kv_heads": base.num_kv_heads,

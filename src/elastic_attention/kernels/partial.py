@@ -8,6 +8,7 @@ Shape letters: b batch, h query heads, g key heads (g divides h), t queries, s k
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ _aten = torch.ops.aten
 class PartState:
     """What the backward of one part needs besides its inputs."""
 
-    extras: tuple[object, ...] = ()
+    extras: tuple[Any, ...] = ()
 
 
 def attend_part(q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool, scale: float) -> tuple[Tensor, Tensor, PartState]:
@@ -37,7 +38,9 @@ def attend_part(q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool, scale: floa
         return out, lse, PartState()
     if q.dtype == torch.float32:
         k, v = _expand(k, q), _expand(v, q)
-        out, lse, *extras = _aten._scaled_dot_product_efficient_attention(q, k, v, None, True, 0.0, is_causal, scale=scale)
+        out, lse, *extras = _aten._scaled_dot_product_efficient_attention(
+            q, k, v, None, True, 0.0, is_causal, scale=scale
+        )
         return out, lse[..., : q.shape[2]], PartState((lse.shape[-1], *extras))
     out, lse, cq, ck, mq, mk, rng, unused, _ = _aten._scaled_dot_product_flash_attention(
         q, k, v, 0.0, is_causal, False, scale=scale
@@ -71,7 +74,7 @@ def attend_part_backward(
     elif q.dtype == torch.float32:
         k, v = _expand(k, q), _expand(v, q)
         width, seed, offset = state.extras
-        padded = torch.full((*lse.shape[:-1], width), torch.inf, device=lse.device)  # type: ignore[list-item]
+        padded = torch.full((*lse.shape[:-1], width), torch.inf, device=lse.device)
         padded[..., : lse.shape[-1]] = lse
         dq, dk, dv, _ = _aten._scaled_dot_product_efficient_attention_backward(
             grad, q, k, v, None, out, padded, seed, offset, 0.0, (True, True, True, False), is_causal, scale=scale

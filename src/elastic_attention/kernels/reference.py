@@ -30,9 +30,7 @@ def attend_reference(
     return _attend_masked(q, k, v, visible, scale)
 
 
-def blend_reference(
-    q: Tensor, k: Tensor, v: Tensor, route: Tensor, pattern: Pattern, scale: float
-) -> Tensor:
+def blend_reference(q: Tensor, k: Tensor, v: Tensor, route: Tensor, pattern: Pattern, scale: float) -> Tensor:
     """O = r * O_sparse + (1 - r) * O_full with r = route (B, G), differentiable in q, k, v and route."""
     is_sparse = torch.ones_like(route, dtype=torch.bool)
     sparse, _ = attend_reference(q, k, v, is_sparse, pattern, scale)

@@ -6,7 +6,7 @@ from typing import Any
 from ..config import ElasticConfig
 from ..errors import AlreadyAttached, RouterMismatch
 from ..router import RouterStack
-from .attention_function import register
+from .attention_function import IMPLEMENTATION, register
 from .checkpoint import load_adapter
 from .families import describe_model, unwrap_model
 from .handle import Handle, check_heads, find_handle
@@ -55,8 +55,10 @@ def attach(
         raise ValueError(f"first_chunk_tokens={first_chunk_tokens} must be at least 1.")
     inner = unwrap_model(model)
     base, routed, _ = describe_model(inner)
-    if find_handle(inner) is not None:
-        raise AlreadyAttached(f"This {type(inner).__name__} carries routers already; call detach() on its handle first.")
+    if find_handle(inner) is not None or inner.config._attn_implementation == IMPLEMENTATION:
+        raise AlreadyAttached(
+            f"This {type(inner).__name__} carries routers already; call detach() on its handle first."
+        )
     if isinstance(source, ElasticConfig):
         config, routers = source, RouterStack(source.router, source.routed_layers)
     else:

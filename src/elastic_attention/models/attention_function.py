@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 from ..attention import blended_attention, decode_attention, hybrid_attention
 from ..config import StreamingConfig
@@ -28,7 +28,7 @@ def register() -> None:
 
 
 def elastic_mask(
-    batch_size: int, q_length: int, kv_length: int, *args: Any, attention_mask: Tensor | None = None, **kwargs: Any
+    *, q_length: int, kv_length: int, q_offset: int = 0, attention_mask: Tensor | None = None, **kwargs: Any
 ) -> Tensor | None:
     """The padding mask (B, S) bool, or None without padding; never T x S. Sliding layers get sdpa's own mask.
 
@@ -37,17 +37,21 @@ def elastic_mask(
         ValueError: the padding mask leaves out the cache.
     """
     if kwargs.get("local_size") is not None:
-        return sdpa_mask(batch_size, q_length, kv_length, *args, attention_mask=attention_mask, **kwargs)
-    if not kwargs.get("allow_is_causal_skip", True) and not torch.compiler.is_compiling():
+        return sdpa_mask(
+            q_length=q_length, kv_length=kv_length, q_offset=q_offset, attention_mask=attention_mask, **kwargs
+        )
+    is_causal = kwargs.get("mask_function", causal_mask_function) is causal_mask_function
+    if not is_causal and not torch.compiler.is_compiling():  # while compiling, transformers always adds packing
         raise UnsupportedModel(
             "Routed attention knows causal order and padding only; packed sequences (position_ids that start again), "
             "bidirectional parts and overlays are not implemented. Pass one sequence a row, with an attention_mask."
         )
     if attention_mask is None:
         return None
-    if attention_mask.shape[1] < kv_length:
+    needed = int(q_offset) + q_length
+    if attention_mask.shape[1] < needed:
         raise ValueError(
-            f"attention_mask has {attention_mask.shape[1]} columns, but the cache and the new tokens are {kv_length}; "
+            f"attention_mask has {attention_mask.shape[1]} columns, but the cache and the new tokens are {needed}; "
             "pass a mask over both."
         )
     mask = attention_mask[:, :kv_length].bool()
@@ -65,6 +69,7 @@ def elastic_attention(
     elastic: LayerStep | None = None,
     backend: str = "auto",
     pattern: StreamingConfig | None = None,
+    keeps_all: bool = False,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """query (B, H, T, D), key and value (B, G, T, D) -> (B, T, H, D). Layers without a step are left to sdpa."""
@@ -79,25 +84,28 @@ def elastic_attention(
     refuse_arguments(kwargs | {"dropout": dropout or None})
     step, layer, tokens = elastic, elastic.layer, elastic.tokens
     is_dense = not step.now.is_floating_point() and not bool(step.now.any()) and tokens.real is None
+    has_generated = tokens.prompt_columns < tokens.num_columns
     if layer is None:
         if is_dense:
             return attend_densely(key, value), None
-        return _attend_alone(query, key, value, step.now, tokens.real, pattern, scaling, backend).transpose(1, 2), None
+        out = _attend_alone(query, key, value, step.now, tokens.real, pattern, scaling, backend)
+        if has_generated and keeps_all:  # decode="full": generated rows read all keys
+            dense = _attend_alone(query, key, value, torch.zeros_like(step.now), tokens.real, pattern, scaling, backend)
+            out = torch.cat([out[:, :, : tokens.prompt_columns], dense[:, :, tokens.prompt_columns :]], dim=2)
+        return out.transpose(1, 2), None
     is_new = layer.columns == 0
-    has_generated = tokens.prompt_columns < tokens.num_columns
     layer.append(key, value, tokens.real)
     layer.store.assign(step.now)
-    dense = layer.store.dense_view() if is_dense and (is_new or tokens.num_columns == 1) else None
-    out: Tensor | None = None
-    if dense is not None:
-        out = attend_densely(*((key, value) if is_new else dense)).transpose(1, 2)
+    view = layer.store.dense_view() if is_dense and (is_new or tokens.num_columns == 1) else None
+    if view is not None:
+        out = attend_densely(*((key, value) if is_new else view)).transpose(1, 2)
     elif tokens.num_columns == 1 and has_generated and not layer.record_past:
         layer.store.evict()  # the new token reads exactly what is kept after it
         out = decode_attention(query, layer.store, scale=scaling)
-    elif is_new and not (has_generated and layer.keeps_all):
+    elif is_new and not (has_generated and keeps_all):
         out = _attend_alone(query, key, value, step.now, tokens.real, pattern, scaling, backend)
     else:
-        out = _attend_store(query, step, pattern, scaling, backend)
+        out = _attend_store(query, step, pattern, scaling, backend, keeps_all)
     if step.after is not step.now:
         layer.store.assign(step.after)
     if not layer.record_past:
@@ -130,7 +138,9 @@ def _attend_alone(
     return torch.cat(rows)
 
 
-def _attend_store(q: Tensor, step: LayerStep, pattern: StreamingConfig, scale: float | None, backend: str) -> Tensor:
+def _attend_store(
+    q: Tensor, step: LayerStep, pattern: StreamingConfig, scale: float | None, backend: str, keeps_all: bool
+) -> Tensor:
     """New tokens against the cache that already holds them; compacted rows follow the same rule as whole ones."""
     layer, tokens = step.layer, step.tokens
     assert layer is not None
@@ -142,17 +152,23 @@ def _attend_store(q: Tensor, step: LayerStep, pattern: StreamingConfig, scale: f
     for group in store.groups or ():
         lengths = store.stored_lengths(group)
         is_uniform = tokens.real is None and len(set(lengths)) == 1
-        members = [list(range(len(group.rows)))] if is_uniform else [
-            [i for i, row in enumerate(group.rows) if row // heads == b] for b in range(batch)
-        ]
+        members = (
+            [list(range(len(group.rows)))]
+            if is_uniform
+            else [[i for i, row in enumerate(group.rows) if row // heads == b] for b in range(batch)]
+        )
         for places in filter(None, members):
             rows, length = [group.rows[i] for i in places], lengths[places[0]]
             b = rows[0] // heads
-            columns = torch.arange(num_columns, device=q.device) if is_uniform or tokens.real is None else tokens.real[b].nonzero()[:, 0]
+            columns = (
+                torch.arange(num_columns, device=q.device)
+                if is_uniform or tokens.real is None
+                else tokens.real[b].nonzero()[:, 0]
+            )
             if not len(columns):
                 continue
             # decode="full" reads all keys in generated rows, so the two kinds of rows are two calls.
-            num_prompt = int((columns < tokens.prompt_columns).sum()) if layer.keeps_all else len(columns)
+            num_prompt = int((columns < tokens.prompt_columns).sum()) if keeps_all else len(columns)
             sparse = row_is_sparse[rows][:, None]
             picked = rows_q[rows][:, :, columns]
             k, v = (x[places][:, None, :length] for x in (group.keys, group.values))
@@ -161,7 +177,13 @@ def _attend_store(q: Tensor, step: LayerStep, pattern: StreamingConfig, scale: f
                 if begin < end:
                     stop = length - len(columns) + end
                     part = hybrid_attention(
-                        picked[:, :, begin:end], k[:, :, :stop], v[:, :, :stop], routes, pattern=pattern, scale=scale, backend=backend
+                        picked[:, :, begin:end],
+                        k[:, :, :stop],
+                        v[:, :, :stop],
+                        routes,
+                        pattern=pattern,
+                        scale=scale,
+                        backend=backend,
                     )
                     assert isinstance(part, Tensor)
                     parts.append(part)

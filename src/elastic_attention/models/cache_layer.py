@@ -48,6 +48,7 @@ class ElasticLayer(DynamicLayer):
         self.record_past = True
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Note dtype and device for transformers; memory is taken when tokens arrive."""
         self.dtype, self.device = key_states.dtype, key_states.device
         self.is_initialized = True
 
@@ -67,7 +68,9 @@ class ElasticLayer(DynamicLayer):
         batch, num_new = keys.shape[0], keys.shape[2]
         if real is not None or self.real is not None:
             ones = [torch.ones(batch, n, dtype=torch.bool, device=keys.device) for n in (self.columns, num_new)]
-            self.real = torch.cat([ones[0] if self.real is None else self.real, ones[1] if real is None else real], dim=1)
+            self.real = torch.cat(
+                [ones[0] if self.real is None else self.real, ones[1] if real is None else real], dim=1
+            )
         self.columns += num_new
         self.store.append(keys, values, real)
 
@@ -87,7 +90,8 @@ class ElasticLayer(DynamicLayer):
         Raises:
             CacheDepthError: sparse heads no longer hold what the shorter sequence needs.
         """
-        removed = -tokens_to_remove if tokens_to_remove <= 0 else max(0, self.columns - tokens_to_remove)
+        count = int(tokens_to_remove)  # transformers 5.17 passes a tensor
+        removed = -count if count <= 0 else max(0, self.columns - count)
         if not self.columns:
             return
         counts = [removed] * len(self.store.lengths)
@@ -151,7 +155,7 @@ def claim_layer(cache: Cache, index: int, make: Any) -> ElasticLayer:
         )
     if layer.get_seq_length():
         raise UnsupportedCache(
-            f"The cache already holds {layer.get_seq_length()} tokens of the base model; start with an empty DynamicCache."
+            f"The cache already holds {layer.get_seq_length()} tokens of the base model; start with an empty one."
         )
     ours: ElasticLayer = make()
     ours.is_claimed = True

@@ -1,7 +1,8 @@
-"""Adapter folders: `elastic_config.json` and `elastic_routers.safetensors`. Nothing else is read, nothing is pickled."""
+"""Adapter folders: `elastic_config.json`, `elastic_routers.safetensors`. Nothing else is read, nothing is pickled."""
 
 import json
 import os
+import secrets
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ CONFIG_FILE = "elastic_config.json"
 WEIGHTS_FILE = "elastic_routers.safetensors"
 
 
-def save_adapter(folder: str | Path, config: ElasticConfig, routers: RouterStack, dtype: torch.dtype | None = None) -> None:
-    """Write an adapter; each file appears whole or not at all, the configuration last.
+def save_adapter(
+    folder: str | Path, config: ElasticConfig, routers: RouterStack, dtype: torch.dtype | None = None
+) -> None:
+    """Write an adapter; a failure leaves the files that were there.
 
     Args:
         folder: made if missing.
@@ -33,23 +36,38 @@ def save_adapter(folder: str | Path, config: ElasticConfig, routers: RouterStack
     if target.exists() and not target.is_dir():
         raise AdapterError(f"{target} is a file; name a folder for the adapter.")
     target.mkdir(parents=True, exist_ok=True)
-    state = {name: (t if dtype is None else t.to(dtype)).detach().cpu().contiguous() for name, t in routers.state_dict().items()}
-    write_atomically(target / WEIGHTS_FILE, save(state, metadata={"format": "pt"}))
+    state = {
+        name: (t if dtype is None else t.to(dtype)).detach().cpu().contiguous()
+        for name, t in routers.state_dict().items()
+    }
     text = json.dumps(to_dict(config), indent=2, sort_keys=True) + "\n"
-    write_atomically(target / CONFIG_FILE, text.encode())
+    write_together(target, {WEIGHTS_FILE: save(state, metadata={"format": "pt"}), CONFIG_FILE: text.encode()})
 
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write bytes under a temporary name in the same folder, then rename; a failure leaves the old file."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    write_together(path.parent, {path.name: data})
+
+
+def write_together(folder: Path, files: dict[str, bytes]) -> None:
+    """Write several files of a folder; they are renamed only once all of them are on the disk.
+
+    Args:
+        folder: where, must exist.
+        files: name -> content, renamed in this order.
+    """
+    staged = {name: folder / f".{name}.{secrets.token_hex(6)}" for name in files}
     try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(name, path)
+        for name, data in files.items():
+            with open(staged[name], "xb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+        for name, temporary in staged.items():
+            os.replace(temporary, folder / name)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        for temporary in staged.values():
+            temporary.unlink(missing_ok=True)
         raise
 
 
@@ -61,7 +79,8 @@ def load_adapter(source: str | Path, revision: str | None = None) -> tuple[Elast
     """
     folder = _locate(source, revision)
     config = _read_config(folder / CONFIG_FILE)
-    routers = RouterStack(config.router, config.routed_layers)
+    with torch.device("meta"):  # sizes are checked against the file before memory is taken
+        routers = RouterStack(config.router, config.routed_layers)
     _load_weights(folder / WEIGHTS_FILE, routers)
     return config, routers
 
@@ -79,26 +98,28 @@ def push_adapter(repo_id: str, config: ElasticConfig, routers: RouterStack, *, p
 
 
 def _locate(source: str | Path, revision: str | None) -> Path:
-    folder = Path(source)
+    folder = Path(source).expanduser()
     if folder.is_dir():
         return folder
     if folder.is_absolute() or folder.exists() or str(source).startswith(".") or str(source).count("/") != 1:
         raise AdapterError(f"There is no adapter folder {folder}; pass a folder with {CONFIG_FILE} or a hub id.")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(str(source), revision=revision, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise AdapterError(f"{source} is no local folder and could not be fetched from the hub: {error}") from error
 
 
 def _read_config(path: Path) -> ElasticConfig:
     if not path.is_file():
-        raise AdapterError(f"{path.parent} has no {CONFIG_FILE}; is it an adapter folder? Save one with save_pretrained.")
+        raise AdapterError(
+            f"{path.parent} has no {CONFIG_FILE}; is it an adapter folder? Save one with save_pretrained."
+        )
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise AdapterError(f"{path} is no valid JSON ({error}); fetch or save the adapter again.") from error
     if isinstance(data, dict) and data.get("format_version", FORMAT_VERSION) != FORMAT_VERSION:
         raise AdapterError(
@@ -125,17 +146,24 @@ def _load_weights(path: Path, routers: RouterStack) -> None:
     found = {name: tuple(t.shape) for name, t in state.items()}
     if wanted != found:
         difference = sorted(set(wanted.items()) ^ set(found.items()))[:4]
-        raise RouterMismatch(f"{path} does not hold the routers that {CONFIG_FILE} describes; first differences: {difference}.")
+        raise RouterMismatch(
+            f"{path} does not hold the routers that {CONFIG_FILE} describes; first differences: {difference}."
+        )
+    if wrong := [f"{name} ({t.dtype})" for name, t in state.items() if not t.is_floating_point()]:
+        raise AdapterError(f"{path} holds weights that are no floats: {wrong[:3]}; fetch or save the adapter again.")
     if bad := [name for name, t in state.items() if not bool(torch.isfinite(t.float()).all())]:
-        raise AdapterError(f"{path} holds NaN or infinite weights in {bad[:3]}; the training run that made it diverged.")
-    routers.load_state_dict({name: t.float() for name, t in state.items()})
+        raise AdapterError(
+            f"{path} holds NaN or infinite weights in {bad[:3]}; the training run that made it diverged."
+        )
+    routers.load_state_dict({name: t.float() for name, t in state.items()}, assign=True)
 
 
 def _model_card(repo_id: str, config: ElasticConfig) -> str:
     base: Any = config.base_model
     pattern = config.sparse_pattern
     return (
-        f"---\nbase_model: {base.name}\nlibrary_name: elastic-attention\ntags: [sparse-attention, long-context]\n---\n\n"
+        f"---\nbase_model: {base.name}\nlibrary_name: elastic-attention\n"
+        "tags: [sparse-attention, long-context]\n---\n\n"
         f"# Attention routers for {base.name}\n\n"
         f"Routers decide per prompt and KV head between full attention and streaming attention (sink "
         f"{pattern.num_sink_tokens}, window {pattern.local_window}, blocks of {pattern.block_size}).\n\n"

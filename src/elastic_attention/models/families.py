@@ -36,7 +36,9 @@ def find_attention_modules(model: nn.Module) -> dict[int, nn.Module]:
     Raises:
         UnsupportedModel: no layer can be routed; the message names what was missing.
     """
-    candidates = [m for m in model.modules() if hasattr(m, "layer_idx") and hasattr(m, "num_key_value_groups")]
+    candidates: list[Any] = [
+        m for m in model.modules() if hasattr(m, "layer_idx") and hasattr(m, "num_key_value_groups")
+    ]
     if not candidates:
         raise UnsupportedModel(
             f"{type(model).__name__} has no attention module with `layer_idx` and `num_key_value_groups`; "
@@ -45,7 +47,7 @@ def find_attention_modules(model: nn.Module) -> dict[int, nn.Module]:
     routed = {int(m.layer_idx): m for m in candidates if not _is_sliding(m)}
     if not routed:
         raise UnsupportedModel(
-            f"Every attention layer of {type(model).__name__} has a sliding window; there is no full attention to route."
+            f"Every attention layer of {type(model).__name__} has a sliding window; there is nothing to route."
         )
     for index, module in routed.items():
         _check_module(index, module)
@@ -53,10 +55,12 @@ def find_attention_modules(model: nn.Module) -> dict[int, nn.Module]:
 
 
 def _is_sliding(module: Any) -> bool:
-    """Does this layer read a window only? Families keep the window on the module or, one for all layers, in the config."""
+    """Does this layer read a window only? Families note the window on the module or, for all layers, in the config."""
     if not getattr(module, "is_sliding", True):  # EXAONE 4 notes the window on its full layers too
         return False
-    window = module.sliding_window if hasattr(module, "sliding_window") else getattr(module.config, "sliding_window", None)
+    window = (
+        module.sliding_window if hasattr(module, "sliding_window") else getattr(module.config, "sliding_window", None)
+    )
     return window is not None
 
 
@@ -67,7 +71,9 @@ def _check_module(index: int, module: nn.Module) -> None:
         raise UnsupportedModel(f"Layer {index} ({type(module).__name__}) has no `head_dim`.")
     for name, meaning in (("attn_logit_softcapping", "logit soft-capping"), ("sinks", "learned attention sinks")):
         if getattr(module, name, None) is not None:
-            raise UnsupportedModel(f"Layer {index} ({type(module).__name__}) uses {meaning} (`{name}`), which is not implemented.")
+            raise UnsupportedModel(
+                f"Layer {index} ({type(module).__name__}) uses {meaning} (`{name}`), which is not implemented."
+            )
     if getattr(module, "is_kv_shared_layer", False):
         raise UnsupportedModel(f"Layer {index} ({type(module).__name__}) reuses the keys of another layer.")
 
@@ -76,7 +82,9 @@ def refuse_arguments(arguments: dict[str, Any]) -> None:
     """Raise UnsupportedModel for attention arguments that change the result and are not implemented here."""
     for name, meaning in _REFUSED_ARGUMENTS.items():
         if arguments.get(name) is not None:
-            raise UnsupportedModel(f"The model asks for {meaning} (`{name}`), which routed attention does not implement.")
+            raise UnsupportedModel(
+                f"The model asks for {meaning} (`{name}`), which routed attention does not implement."
+            )
 
 
 def count_kv_heads(module: nn.Module) -> int:
@@ -119,7 +127,7 @@ def keys_before_rope(module: Any, hidden_states: Tensor) -> Tensor:
     else:  # one fused projection, queries first (Phi-3)
         num_q_heads = heads * module.num_key_value_groups
         keys = module.qkv_proj(hidden_states).narrow(-1, num_q_heads * head_dim, heads * head_dim)
-    norm = getattr(module, "k_norm", None)
+    norm: Any = getattr(module, "k_norm", None)
     is_flat = norm is not None and _norm_width(norm) == heads * head_dim and heads > 1
     if is_flat:  # OLMo-2 normalises over all heads at once
         keys = norm(keys)

@@ -54,7 +54,10 @@ def _generate(handle: "Handle", inputs: Any = None, *args: Any, **kwargs: Any) -
     num_columns = max(ids.shape[1], mask.shape[1] if mask is not None else 0)
     past = cache.get_seq_length() if cache is not None else 0
     if num_columns <= past:
-        num_columns = past + ids.shape[1]
+        raise ValueError(
+            f"generate got {num_columns} columns, but the cache already holds {past}; pass the ids of the whole "
+            "conversation, or the new ones with an attention_mask over everything."
+        )
     _warn_without_cache(handle, kwargs)
     routes = None
     if handle.prefill_policy == "probe" and past == 0 and not handle.has_given_routes and ids.ndim == 2:

@@ -58,7 +58,7 @@ class Handle:
         self.reroute_on_append = reroute_on_append
         self.backend = choose_backend(backend)
         self._pattern = build_pattern(config.sparse_pattern)
-        self._report = RouteReport(self._pattern, config.base_model.num_layers)
+        self.restart_report()
         self._element_bytes = 0
         self._forced: Tensor | None = None
         self._source: RouteSource | None = None
@@ -205,7 +205,7 @@ class Handle:
 
     def restart_report(self) -> None:
         """Begin new books; `generate` calls it once, a forward outside of it each time."""
-        self._report = RouteReport(self._pattern, self.config.base_model.num_layers)
+        self._report = RouteReport(self._pattern, self.config.base_model.num_layers, keeps_all=self.decode == "full")
 
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._is_enabled and self.prompt is None:
@@ -240,7 +240,12 @@ class Handle:
         step = plan_layer(self._rules(), index, module, hidden, tokens, layer)
         self._element_bytes = 2 * int(module.head_dim) * hidden.element_size()
         self._note(index, step)
-        extra = {"elastic": step, "backend": self.backend, "pattern": self.config.sparse_pattern}
+        extra = {
+            "elastic": step,
+            "backend": self.backend,
+            "pattern": self.config.sparse_pattern,
+            "keeps_all": self.decode == "full",
+        }
         return args, kwargs | extra
 
     def _note(self, index: int, step: LayerStep) -> None:
@@ -263,9 +268,7 @@ class Handle:
         )
 
     def _make_layer(self) -> ElasticLayer:
-        return ElasticLayer(
-            self._pattern, keeps_all=self.decode == "full", num_pooled=self.config.router.pooled_tokens
-        )
+        return ElasticLayer(self._pattern, keeps_all=self.decode == "full", num_pooled=self.config.router.pooled_tokens)
 
     @property
     def has_given_routes(self) -> bool:

@@ -24,8 +24,8 @@ class _Row:
 class RouteReport:
     """Collects one `LayerStep` per layer and forward; `summarize` turns them into the handle's report."""
 
-    def __init__(self, pattern: StreamingPattern, num_layers: int) -> None:
-        self.pattern, self.num_layers = pattern, num_layers
+    def __init__(self, pattern: StreamingPattern, num_layers: int, *, keeps_all: bool) -> None:
+        self.pattern, self.num_layers, self.keeps_all = pattern, num_layers, keeps_all
         self.rows: list[_Row] = []
         self.steps: dict[int, LayerStep] = {}
         self._bytes: list[dict[str, int]] = []
@@ -40,7 +40,8 @@ class RouteReport:
             return
         tokens = next(iter(self.steps.values())).tokens
         batch = len(tokens.counts)
-        if len(self.rows) != batch:
+        has_cache = next(iter(self.steps.values())).layer is not None
+        if len(self.rows) != batch or not has_cache:  # without a cache every forward starts over
             self.rows = [_Row() for _ in range(batch)]
         heads = {i: step.now.shape[1] for i, step in self.steps.items()}
         sparse = {i: step.now.sum(1).tolist() for i, step in self.steps.items()}
@@ -51,9 +52,8 @@ class RouteReport:
             row.prompt_tokens += prompt_counts[b]
             for phase, first, last in (("prefill", start, middle), ("decode", middle, stop)):
                 causal = count_causal_pairs(first, last)
-                for i, step in self.steps.items():
-                    reads_all = phase == "decode" and (step.layer is None or step.layer.keeps_all)
-                    num_sparse = 0 if reads_all else int(sparse[i][b])
+                for i in self.steps:
+                    num_sparse = 0 if phase == "decode" and self.keeps_all else int(sparse[i][b])
                     row.causal_pairs[phase] += heads[i] * causal
                     row.read_pairs[phase] += count_read_pairs(
                         self.pattern, first, last, num_heads=heads[i], num_sparse=num_sparse
@@ -67,7 +67,7 @@ class RouteReport:
             if layer is None:
                 continue
             n, routes = layer.store.lengths[b], layer.store.head_is_sparse[b]
-            num_sparse = 0 if layer.keeps_all else int(routes.sum())
+            num_sparse = 0 if self.keeps_all else int(routes.sum())
             held = (len(routes) - num_sparse) * n + num_sparse * self.pattern.count_held(n)
             totals["kv_bytes"] += held * element_bytes
             totals["kv_bytes_dense"] += len(routes) * n * element_bytes
@@ -77,7 +77,7 @@ class RouteReport:
     def summarize(self, element_bytes: int) -> dict[str, Any]:
         """The dictionary that `Handle.report` documents."""
         routes = self.stack_routes()
-        decided = [self._is_routed(b) for b in range(len(self.rows))]
+        decided = list(next(iter(self.steps.values())).is_decided) if self.steps else []
         num_heads = len(self.steps) * (routes.shape[2] if routes.ndim == 3 else 0)
         rows = self.rows
         return {
@@ -100,10 +100,3 @@ class RouteReport:
         for index, step in self.steps.items():
             routes[:, index] = step.after.detach() > 0.5 if step.after.is_floating_point() else step.after
         return routes
-
-    def _is_routed(self, b: int) -> bool:
-        step = next(iter(self.steps.values()))
-        if step.layer is not None:
-            return step.layer.is_decided[b]
-        config = self.pattern.config
-        return step.tokens.counts[b] > config.num_sink_tokens + config.local_window

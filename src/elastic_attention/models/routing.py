@@ -27,12 +27,14 @@ class LayerStep:
         layer: cache layer, None without a cache.
         now: (B, G) routes in effect for this forward's queries; bool on the host, or float while training.
         after: (B, G) bool routes from the next forward on.
+        is_decided: by sequence, False while it is too short to be routed.
     """
 
     tokens: Tokens
     layer: ElasticLayer | None
     now: Tensor
     after: Tensor
+    is_decided: list[bool]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,25 +71,29 @@ def plan_layer(
         forced = _expand_forced(rules.forced, index, batch)
         if layer is not None:
             layer.is_decided, layer.pool = [True] * batch, None
-        return LayerStep(tokens=tokens, layer=layer, now=forced, after=forced)
+        return LayerStep(tokens=tokens, layer=layer, now=forced, after=forced, is_decided=[True] * batch)
     if rules.is_sampling and layer is not None:
         raise ValueError("Sampled routes need the whole sequence in one forward without a cache; pass use_cache=False.")
     if layer is None:
+        is_long = [_is_long(rules, n) for n in tokens.prompt_counts()]
         routes = _route_once(rules, index, module, hidden, tokens)
-        return LayerStep(tokens=tokens, layer=None, now=routes, after=routes)
+        if not rules.is_sampling:
+            routes = routes.to("cpu", torch.bool) & torch.tensor(is_long)[:, None]
+        return LayerStep(tokens=tokens, layer=None, now=routes, after=routes, is_decided=is_long)
     if is_new:
         layer.is_decided = [False] * batch
         current = torch.zeros(batch, heads, dtype=torch.bool)
     else:
         current = layer.store.head_is_sparse
+    unchanged = LayerStep(tokens=tokens, layer=layer, now=current, after=current, is_decided=layer.is_decided)
     if layer.pool is None:
-        return LayerStep(tokens=tokens, layer=layer, now=current, after=current)
+        return unchanged
     layer.commit_pool()
     _update_pool(rules, module, hidden, tokens, layer)
     ready = [_is_ready(rules, tokens, b, layer.is_decided[b]) for b in range(batch)]
     was_waiting, layer.is_waiting = layer.is_waiting, bool(tokens.prompt_columns) and not tokens.completes_prompt
     if not any(ready):
-        return LayerStep(tokens=tokens, layer=layer, now=current, after=current)
+        return unchanged
     pooled = layer.pool.mean(count_overlap_twice=rules.config.router.count_overlap_twice)
     routes = rules.source(index, pooled).to("cpu", torch.bool)
     after = torch.where(torch.tensor(ready)[:, None], routes | current, current)
@@ -96,7 +102,8 @@ def plan_layer(
         layer.pool = None
     # The chunk that decides stays dense under "first_chunk", so that its keys do not depend on the chunk size.
     is_deferred = rules.policy == "first_chunk" or (rules.policy == "deferred" and was_waiting)
-    return LayerStep(tokens=tokens, layer=layer, now=current if is_deferred else after, after=after)
+    now = current if is_deferred else after
+    return LayerStep(tokens=tokens, layer=layer, now=now, after=after, is_decided=layer.is_decided)
 
 
 def _expand_forced(forced: Tensor, index: int, batch: int) -> Tensor:
@@ -104,8 +111,8 @@ def _expand_forced(forced: Tensor, index: int, batch: int) -> Tensor:
         return forced[index].expand(batch, -1)
     if batch % len(forced):
         raise ValueError(
-            f"set_routes got routes for {len(forced)} prompts, but the model sees {batch} rows; pass one (L, G) entry a "
-            "prompt (beams and returned sequences repeat it)."
+            f"set_routes got routes for {len(forced)} prompts, but the model sees {batch} rows; pass one (L, G) entry "
+            "a prompt (beams and returned sequences repeat it)."
         )
     return forced[:, index].repeat_interleave(batch // len(forced), dim=0)
 
@@ -116,24 +123,24 @@ def _is_ready(rules: RoutingRules, tokens: Tokens, b: int, is_decided: bool) -> 
     if prompt == 0 or (is_decided and not rules.reroute_on_append):
         return False
     seen = tokens.before[b] + prompt
-    pattern = rules.config.sparse_pattern
-    if seen <= pattern.num_sink_tokens + pattern.local_window:
+    if not _is_long(rules, seen):
         return False
     return tokens.completes_prompt or (rules.policy == "first_chunk" and seen >= rules.first_chunk_tokens)
 
 
+def _is_long(rules: RoutingRules, num_tokens: int) -> bool:
+    """Is a sequence longer than the sink and the window, so that routes make a difference?"""
+    pattern = rules.config.sparse_pattern
+    return num_tokens > pattern.num_sink_tokens + pattern.local_window
+
+
 def _route_once(rules: RoutingRules, index: int, module: Any, hidden: Tensor, tokens: Tokens) -> Tensor:
-    """Routes of a forward without a cache."""
+    """What the source says about a forward without a cache."""
     pool = BoundaryPool(rules.config.router.pooled_tokens)
     before = torch.zeros(len(hidden), dtype=torch.long, device=hidden.device)
     real = _limit(rules, tokens.real_mask(len(hidden), hidden.device), before)
     _pool_tokens(pool, module, hidden, real, before)
-    routes = rules.source(index, pool.mean(count_overlap_twice=rules.config.router.count_overlap_twice))
-    if rules.is_sampling:
-        return routes
-    pattern = rules.config.sparse_pattern
-    is_long = torch.tensor([n > pattern.num_sink_tokens + pattern.local_window for n in tokens.counts])
-    return routes.to("cpu", torch.bool) & is_long[:, None]
+    return rules.source(index, pool.mean(count_overlap_twice=rules.config.router.count_overlap_twice))
 
 
 def _limit(rules: RoutingRules, real: Tensor, before: Tensor) -> Tensor:

@@ -25,10 +25,6 @@ class Tokens:
     prompt_columns: int
     completes_prompt: bool
 
-    @property
-    def after(self) -> list[int]:
-        return [b + c for b, c in zip(self.before, self.counts, strict=True)]
-
     def prompt_counts(self) -> list[int]:
         """Real prompt tokens of each sequence in this forward."""
         if self.real is None:

@@ -17,7 +17,9 @@ class AttentionRouter(nn.Module):
     def __init__(self, config: RouterConfig) -> None:
         super().__init__()
         c = config
-        self.task_mlp = nn.Sequential(nn.Linear(c.head_dim, c.task_hidden), nn.SiLU(), nn.Linear(c.task_hidden, c.task_width))
+        self.task_mlp = nn.Sequential(
+            nn.Linear(c.head_dim, c.task_hidden), nn.SiLU(), nn.Linear(c.task_hidden, c.task_width)
+        )
         self.router_mlp = nn.Sequential(
             nn.Linear(c.task_width, c.router_hidden),
             nn.SiLU(),
@@ -35,7 +37,9 @@ class AttentionRouter(nn.Module):
         logits = self.router_mlp(self.task_mlp(pooled.float()))
         return logits + torch.tensor([0.0, budget], device=logits.device) if budget else logits
 
-    def forward(self, pooled: Tensor, *, layer: int, budget: float = 0.0, sampler: RouteSampler | None = None) -> Tensor:
+    def forward(
+        self, pooled: Tensor, *, layer: int, budget: float = 0.0, sampler: RouteSampler | None = None
+    ) -> Tensor:
         """Decide per sequence and KV head.
 
         Args:

@@ -72,7 +72,7 @@ class BoundaryPool:
         self._total = self._total.maximum(torch.where(is_valid, rank, -1).amax(1) + 1)
 
     def crop(self, total: Tensor) -> None:
-        """Forget the tokens from rank `total` (B,) on. What they had displaced stays lost and is left out of the mean."""
+        """Forget the tokens from rank `total` (B,) on. What they displaced stays lost and does not count."""
         if self._ranks is not None and self._total is not None:
             self._total = self._total.minimum(total.to(self._total.device))
             self._ranks = torch.where(self._ranks < self._total[:, None], self._ranks, -1)

@@ -42,7 +42,8 @@ def save_frontier(record: Mapping[str, Any], path: str | os.PathLike[str]) -> No
 def draw_frontier(rows: Sequence[Row]) -> "Figure":
     """Draw the score against MSR (left) and prefill ESR (right), with 95% error bars.
 
-    Filled marks and full lines are sparse decode, hollow marks and dashed lines full decode.
+    Filled marks and full lines are sparse decode, hollow marks and dashed lines full decode. Lines join the rows
+    that have a `target`.
 
     Raises:
         ElasticAttentionError: no row has a known method and a score.
@@ -74,11 +75,7 @@ def draw_frontier(rows: Sequence[Row]) -> "Figure":
 
 
 def _draw_method(axis: "Axes", key: str, method: str, decode: str, rows: Sequence[Row]) -> None:
-    points = sorted(
-        (at, score, *_error(row, score))
-        for row in rows
-        if (at := to_number(row.get(key))) is not None and (score := to_number(row["score"])) is not None
-    )
+    points = _sort_points(rows, key)
     if not points:
         return
     places, scores, below, above = (list(column) for column in zip(*points, strict=True))
@@ -86,7 +83,10 @@ def _draw_method(axis: "Axes", key: str, method: str, decode: str, rows: Sequenc
     if method == "dense":
         # The dense score is the line that every other point is read against.
         axis.axhline(scores[0], color=QUIET, linestyle=":", linewidth=1.2)
-    is_line = len(points) > 1 and method not in ("dense", "all_sparse")
+    # A line joins what was trained or drawn for a target; other runs stand alone.
+    aimed = _sort_points([row for row in rows if row.get("target") is not None], key)
+    style = "-" if decode == "sparse" else "--"
+    axis.plot([point[0] for point in aimed], [point[1] for point in aimed], color=colour, linestyle=style)
     axis.errorbar(
         places,
         scores,
@@ -95,10 +95,19 @@ def _draw_method(axis: "Axes", key: str, method: str, decode: str, rows: Sequenc
         marker=mark,
         markersize=6,
         markerfacecolor=colour if decode == "sparse" or method == "dense" else "white",
-        linestyle=("-" if decode == "sparse" else "--") if is_line else "none",
+        linestyle="none",
         capsize=3,
         elinewidth=1.1,
         label=f"{name}, full decode" if decode == "full" and method != "dense" else name,
+    )
+
+
+def _sort_points(rows: Sequence[Row], key: str) -> list[tuple[float, float, float, float]]:
+    """Place, score and the distances to the ends of its interval, from the least sparse row on."""
+    return sorted(
+        (at, score, *_error(row, score))
+        for row in rows
+        if (at := to_number(row.get(key))) is not None and (score := to_number(row["score"])) is not None
     )
 
 

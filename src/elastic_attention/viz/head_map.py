@@ -71,9 +71,8 @@ def draw_head_maps(head_maps: Mapping[str, Any], *, title: str = "Sparse KV head
         from matplotlib.colors import LinearSegmentedColormap
         from matplotlib.figure import Figure
 
-        colours = LinearSegmentedColormap.from_list("full_to_sparse", [FULL_COLOUR, SPARSE_COLOUR]).with_extremes(
-            bad="white"
-        )
+        scale = LinearSegmentedColormap.from_list("full_to_sparse", [FULL_COLOUR, SPARSE_COLOUR])
+        colours = scale.with_extremes(bad="white")
         strip_height = max(0.5, 0.17 * max(len(head_map[0]) for head_map in maps.values()))
         figure = Figure(figsize=(9, 1.3 + len(maps) * (strip_height + 0.27)), layout="constrained")
         figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
@@ -101,7 +100,12 @@ def draw_head_maps(head_maps: Mapping[str, Any], *, title: str = "Sparse KV head
 def save_head_maps(
     head_maps: Mapping[str, Any], path: str | os.PathLike[str], *, title: str = "Sparse KV heads by task"
 ) -> None:
-    """Draw `head_maps` (task to L x G shares) into a PNG or SVG file; errors as in `draw_head_maps` and `save_figure`."""
+    """Draw `head_maps` (task to L x G shares) into a PNG or SVG file.
+
+    Raises:
+        ElasticAttentionError: a map is malformed, there is none, or the file cannot be written.
+        BackendUnavailable: matplotlib is not installed.
+    """
     save_figure(draw_head_maps(head_maps, title=title), path)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .columns import Column
-from .units import MISSING, format_commit, format_seconds, format_text
+from .units import MISSING, format_command, format_commit, format_seconds, format_text
 
 _SPECIAL = re.compile(r"([\\`*_\[\]|~])")
 
@@ -20,15 +20,17 @@ def render_markdown(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]
 
 def escape_markdown(text: str) -> str:
     """`text` in one line, so that neither Markdown nor HTML reads anything into it."""
-    plain = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    plain = " ".join(text.split())
+    for sign, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("$", "&#36;")):
+        plain = plain.replace(sign, entity)
     return _SPECIAL.sub(r"\\\1", plain)
 
 
 def render_caption(record: Mapping[str, Any]) -> str:
-    """One line under a table: command, model, device, samples, seed, time, commit and date, as far as they are known."""
-    package, command = record.get("package") or {}, format_text(record.get("command"))
+    """One line under a table: command, model, device, samples, seed, time, version and date, where they are known."""
+    package = record.get("package") or {}
     facts = (
-        ("{}", f"python {command}" if command.endswith(".py") else f"elastic-attn {command}"),
+        ("{}", format_command(record.get("command"))),
         ("{}", format_text(record.get("model"))),
         ("{}", format_text(record.get("device"))),
         ("n {}", format_text(record.get("n"))),

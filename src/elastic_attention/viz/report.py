@@ -11,6 +11,7 @@ from .head_map import CheckedHeadMap, average_head_maps, check_head_map, mean_sh
 from .summary import DemoSummary, summarise_demo
 from .units import (
     format_bytes,
+    format_command,
     format_commit,
     format_count,
     format_percent,
@@ -49,6 +50,7 @@ class Section:
     """One record as the template shows it."""
 
     command: str
+    command_line: str
     is_demo: bool
     model: str
     device: str
@@ -64,8 +66,9 @@ def render_report(records: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> s
     """Render one record, or several below each other, as one HTML page.
 
     Args:
-        records: records as `read_record` returns them. `metrics.rows`, and any other list of rows there, becomes a table; `metrics.head_maps`
-            (task to L x G shares, 1 = sparse) becomes pictures. The rows of a demo also give the totals on top.
+        records: records as `read_record` returns them. `metrics.rows`, and any other list of rows there, becomes a
+            table; `metrics.head_maps` (task to L x G shares, 1 = sparse) becomes pictures. The rows of a demo also
+            give the totals on top.
 
     Returns:
         The page as text. Every value from a record is escaped; scripts, styles and pictures are inline.
@@ -107,8 +110,9 @@ def _build_section(record: Mapping[str, Any]) -> Section:
     package = record.get("package") or {}
     return Section(
         command=command,
+        command_line=format_command(command),
         is_demo=command == "demo" and bool(rows),
-        model=format_text(record.get("model")),
+        model=format_text(record["model"]) if record.get("model") else "",
         device=format_text(record.get("device")),
         created=str(record.get("created") or "")[:16].replace("T", " "),
         summary=summarise_demo(rows),
@@ -122,16 +126,22 @@ def _build_section(record: Mapping[str, Any]) -> Section:
             "Package": f"{format_text(package.get('name'))} {format_text(package.get('version'))}",
             "Commit": format_commit(package.get("commit")),
             "Versions": format_text(record.get("versions")),
+            **_list_other_metrics(record),
         },
         config=json.dumps(record.get("config"), indent=2, ensure_ascii=False, default=str),
     )
 
 
+def _list_other_metrics(record: Mapping[str, Any]) -> dict[str, str]:
+    """The metrics that are neither rows nor head maps, in words."""
+    metrics = record.get("metrics", {})
+    names = [name for name in metrics if name != "head_maps" and not list_rows(record, name)]
+    return {name.replace("_", " ").capitalize(): format_text(metrics[name]) for name in names if metrics[name]}
+
+
 def _build_tables(record: Mapping[str, Any]) -> list[TableView]:
     """One table for `metrics.rows` and for each other list of rows among the metrics."""
-    named = {
-        name: list_rows(record, name) for name, value in record.get("metrics", {}).items() if isinstance(value, list)
-    }
+    named = {name: list_rows(record, name) for name in record.get("metrics", {})}
     return [
         TableView(
             heading="Row by row" if name == "rows" else name.replace("_", " ").capitalize(),

@@ -22,6 +22,8 @@ FORMATS = ("png", "svg")
 
 _SETTINGS: Any = {
     "font.size": 10,
+    # A dollar sign in the name of a task is no formula.
+    "text.parse_math": False,
     "text.color": INK,
     "axes.labelcolor": INK,
     "axes.titlesize": 11,

@@ -80,6 +80,8 @@ def format_text(value: object) -> str:
         return ", ".join(f"{key} {format_text(entry)}" for key, entry in value.items()) or MISSING
     if isinstance(value, list | tuple):
         return ", ".join(format_text(entry) for entry in value) or MISSING
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.4g}" if math.isfinite(value) else MISSING
     return str(value)
@@ -92,7 +94,13 @@ def format_commit(value: object) -> str:
     return value[:9] + ("-dirty" if value.endswith("-dirty") else "")
 
 
+def format_command(value: object) -> str:
+    """The command of a record as one types it: `elastic-attn demo`, or `python FILE` for a benchmark script."""
+    command = format_text(value)
+    return f"python {command}" if command.endswith(".py") else f"elastic-attn {command}"
+
+
 def list_rows(record: Mapping[str, Any], name: str = "rows") -> list[dict[str, Any]]:
     """The rows under `metrics.<name>` of a record; an empty list where there are none."""
-    rows = record.get("metrics", {}).get(name) or []
-    return [row for row in rows if isinstance(row, dict)]
+    rows = record.get("metrics", {}).get(name)
+    return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []

@@ -1,0 +1,108 @@
+"""Options that several commands share, and what every command does with them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from ..evaluation.session import Session
+
+
+class Decode(StrEnum):
+    """What sparse heads keep and read while decoding."""
+
+    sparse = "sparse"
+    full = "full"
+
+
+class Dtype(StrEnum):
+    """Precision of the model."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+Model = Annotated[str, typer.Option(help="'smollm2' (fetched once), a folder, or a hub id.")]
+Routers = Annotated[
+    str | None, typer.Option(help="Adapter folder or hub id. Default: the routers that ship with the package.")
+]
+PromptFile = Annotated[Path, typer.Option(help="Text file to read, UTF-8.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, … Default: the GPU if there is one.")]
+DtypeOption = Annotated[
+    Dtype | None, typer.Option("--dtype", help="Default: bfloat16 where the device has it, else float32.")
+]
+Budget = Annotated[float, typer.Option(help="Added to every sparse logit: above 0 sparser, below 0 fuller.")]
+DecodeOption = Annotated[Decode, typer.Option("--decode", help="Sparse heads keep sink and window only, or all keys.")]
+Backend = Annotated[str, typer.Option(help="auto, cpu (PyTorch's kernels, any device) or reference (slow, exact).")]
+Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the record of this run.")]
+
+
+def open_console() -> "Console":
+    """The console of a command's results."""
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def open_model(
+    model: str,
+    *,
+    routers: str | None,
+    device: str | None,
+    dtype: Dtype | None,
+    decode: Decode = Decode.sparse,
+    backend: str = "auto",
+    budget: float = 0.0,
+) -> "Session":
+    """`open_session` from a command's options, with a spinner."""
+    from ..evaluation.session import open_session
+    from ..models.embedded import ALIAS, ensure_embedded_model
+
+    if model == ALIAS:
+        ensure_embedded_model()  # shows its own progress
+    with show_progress() as progress:
+        progress.add_task(f"loading {model}", total=None)
+        return open_session(
+            model,
+            routers=routers,
+            device=device,
+            dtype=None if dtype is None else dtype.value,
+            decode=decode.value,
+            backend=backend,
+            budget=budget,
+        )
+
+
+@contextmanager
+def show_progress() -> "Iterator[Progress]":
+    """A progress bar on stderr that leaves nothing behind."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        yield progress
+
+
+def write_json(path: Path | None, record: dict[str, Any], console: "Console") -> None:
+    """Write the record where --json asks for it, and say so."""
+    from ..records import write_record
+
+    if path is not None:
+        write_record(path, record)
+        console.print(f"Record: {path}")

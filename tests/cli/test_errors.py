@@ -1,0 +1,111 @@
+"""Wrong usage and wrong input: exit code 2, one line on stderr that names the value, no traceback."""
+
+import pytest
+
+from elastic_attention.cli import app as cli_app
+
+
+def assert_one_line(result, *words):
+    code, _, err = result
+    assert code == 2, err
+    assert err.startswith("error: ") and err.count("\n") == 1, err
+    for word in words:
+        assert word in err
+
+
+def test_missing_file(call, tiny):
+    assert_one_line(call("run", "--prompt-file", "nowhere.txt", "--question", "why", *tiny), "nowhere.txt")
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [(b"", "empty"), (b" \n\t", "empty"), (b"\xff\xfe\x00", "UTF-8"), (b"a\0b", "zero bytes")],
+)
+def test_file_without_text(call, tiny, tmp_path, content, word):
+    (tmp_path / "file").write_bytes(content)
+    assert_one_line(call("run", "--prompt-file", "file", "--question", "why", *tiny), "file", word)
+    assert_one_line(call("inspect", "--prompt-file", "file", *tiny), "file", word)
+
+
+def test_folder_instead_of_file(call, tiny, tmp_path):
+    assert_one_line(call("inspect", "--prompt-file", tmp_path, *tiny), str(tmp_path))
+
+
+def test_empty_question(call, tiny, document):
+    assert_one_line(call("run", "--prompt-file", document, "--question", " ", *tiny), "question")
+
+
+def test_prompt_past_the_limit(call, tiny, tmp_path):
+    (tmp_path / "long.txt").write_text("x" * 3000, encoding="utf-8")
+    assert_one_line(call("run", "--prompt-file", "long.txt", "--question", "why", *tiny), "3,0", "2,048")
+    assert_one_line(call("inspect", "--prompt-file", "long.txt", *tiny), "3,000", "2,048")
+
+
+def test_answer_past_the_limit(call, tiny, document):
+    arguments = ("run", "--prompt-file", document, "--question", "why", "--max-new-tokens", "2000")
+    assert_one_line(call(*arguments, *tiny), "2,000", "2,048")
+
+
+def test_unknown_model(call, document, tmp_path):
+    arguments = ("run", "--prompt-file", document, "--question", "why", "--device", "cpu", "--model", tmp_path / "no")
+    assert_one_line(call(*arguments), "Cannot load the model", str(tmp_path / "no"))
+
+
+def test_unknown_routers(call, tiny, document, tmp_path):
+    arguments = [*tiny, "--routers", str(tmp_path / "no")]
+    assert_one_line(call("run", "--prompt-file", document, "--question", "why", *arguments), str(tmp_path / "no"))
+
+
+def test_no_routers_ship_for_the_model(call, tiny, document):
+    assert_one_line(call("inspect", "--prompt-file", document, *tiny[:2], *tiny[4:]), "No routers ship")
+
+
+@pytest.mark.parametrize("device", ["potato", "cpu:x"])
+def test_unknown_device(call, device):
+    assert_one_line(call("bench", "--device", device), device, "--device cpu")
+
+
+def test_unknown_backend(call, tiny, document):
+    assert_one_line(call("bench", "--backend", "magic"), "magic")
+    assert_one_line(call("run", "--prompt-file", document, "--question", "why", "--backend", "magic", *tiny), "magic")
+
+
+def test_missing_recipe(call):
+    assert_one_line(call("train", "nowhere.toml"), "nowhere.toml")
+
+
+def test_broken_recipe(call, tmp_path):
+    (tmp_path / "broken.toml").write_text("steps = 10\nspeed = 3\n", encoding="utf-8")
+    assert_one_line(call("train", "broken.toml"), "speed")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        ([], "Nothing to make"),
+        (["--html", "x.html"], "--html needs a record"),
+        (["--curves", "x.svg"], "--log"),
+        (["--tables", "nowhere.md"], "nowhere.md"),
+        (["nowhere.json", "--html", "x.html"], "nowhere.json"),
+    ],
+)
+def test_report_without_what_it_needs(call, arguments, word):
+    assert_one_line(call("report", *arguments), word)
+
+
+def test_record_into_a_folder(call, tiny, document, tmp_path):
+    assert_one_line(call("inspect", "--prompt-file", document, "--json", tmp_path, *tiny), str(tmp_path))
+
+
+def test_wrong_usage(call):
+    for arguments in (["fly"], ["demo", "--limit", "0"], ["run"], ["bench", "--what", "weather"]):
+        code, _, err = call(*arguments)
+        assert code == 2 and "Traceback" not in err
+
+
+def test_interrupt(call, monkeypatch):
+    def stop(**_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli_app, "app", stop)
+    assert call("demo") == (130, "", "interrupted\n")

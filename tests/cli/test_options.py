@@ -1,0 +1,69 @@
+"""The commands and their options are a promise: a change here is a change for users."""
+
+import subprocess
+import sys
+import tomllib
+from importlib import import_module
+from pathlib import Path
+
+import typer
+
+import elastic_attention
+from elastic_attention.cli.app import app
+
+OPTIONS = {
+    "demo": "--decode --device --dtype --json --limit --report",
+    "run": (
+        "--backend --budget --compare --decode --device --dtype --json --max-new-tokens --model --prompt-file "
+        "--question --routers"
+    ),
+    "inspect": "--budget --device --dtype --json --model --picture --prompt-file --question --routers",
+    "bench": "--backend --device --dtype --json --model --quick --repeats --routers --tokens --what",
+    "eval": "--budget --corpora --device --dtype --json --kind --length --model --output --routers --samples",
+    "train": "--device --json --max-seconds --output recipe",
+    "report": "--check --curves --frontier --head-map --html --json --log --results --tables records",
+}
+
+
+def visible_options(command):
+    names = set()
+    for parameter in command.params:
+        if getattr(parameter, "hidden", False) or parameter.name == "help":
+            continue
+        long = [name for name in parameter.opts if name.startswith("--")]
+        names.update(long or [parameter.name])
+    return " ".join(sorted(names))
+
+
+def test_every_command_has_exactly_these_options():
+    commands = typer.main.get_command(app).commands
+    assert {name: visible_options(command) for name, command in commands.items()} == OPTIONS
+
+
+def test_every_command_writes_records_and_says_what_it_does():
+    for name, command in typer.main.get_command(app).commands.items():
+        assert "--json" in visible_options(command), name
+        assert command.help, name
+        assert all(p.help for p in command.params if not getattr(p, "hidden", False)), name
+
+
+def test_version_and_help(call):
+    assert call("--version") == (0, f"elastic-attn {elastic_attention.__version__}\n", "")
+    code, out, _ = call("-h")
+    assert code == 0 and all(name in out for name in OPTIONS)
+    assert call("run", "--help")[0] == 0
+
+
+def test_help_does_not_import_torch():
+    program = (
+        "import sys\nfrom elastic_attention.cli import main\n"
+        "try:\n    main(['run', '--help'])\nexcept SystemExit:\n    pass\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+
+
+def test_entry_point_exists():
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    module, _, name = project["scripts"]["elastic-attn"].partition(":")
+    assert callable(getattr(import_module(module), name))

@@ -1,0 +1,57 @@
+"""`report`: pages, pictures and tables from records; `train` on a tiny model."""
+
+import pytest
+
+from elastic_attention.records import build_record, read_record, write_record
+
+ROW = {
+    "task": "needle", "prompt_tokens": 2000, "expected": "1", "answer": "1", "correct": True, "msr": 0.5,
+    "esr_prefill": 0.4, "esr_decode": 0.3, "prefill_seconds": 1.0, "prefill_seconds_dense": 2.0, "kv_bytes": 10,
+    "kv_bytes_dense": 20, "answer_dense": "1", "correct_dense": True,
+}  # fmt: skip
+
+
+@pytest.fixture
+def results(tmp_path):
+    pytest.importorskip("matplotlib")
+    record = build_record(
+        "demo", config={}, model="tiny", data="none", device="cpu", seed=0, n=1, seconds=1.0, bytes=None,
+        metrics={"rows": [ROW], "head_maps": {"needle": [[0, 1], [1, None]]}},
+    )  # fmt: skip
+    write_record(tmp_path / "results" / "demo.json", record)
+    return tmp_path / "results"
+
+
+def test_page_and_picture(call, results, tmp_path):
+    code, out, _ = call("report", results / "demo.json", "--html", "page.html", "--head-map", "map.png")
+    assert code == 0 and "page.html" in out and "map.png" in out
+    assert "needle" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_tables_are_renewed_and_checked(call, results, tmp_path):
+    readme = tmp_path / "page.md"
+    readme.write_text("<!-- table:demo -->\n<!-- /table:demo -->\n", encoding="utf-8")
+    arguments = ("report", "--tables", readme, "--results", results)
+    assert call(*arguments, "--check")[0] == 1
+    assert "needle" not in readme.read_text(encoding="utf-8"), "--check writes nothing"
+    assert call(*arguments)[0] == 0
+    assert "needle" in readme.read_text(encoding="utf-8")
+    assert call(*arguments, "--check", "--json", "r.json")[0] == 0
+    assert read_record("r.json")["metrics"]["rows"] == []
+
+
+def test_train_runs_a_recipe(call, tiny, tmp_path):
+    pytest.importorskip("tensorboard")
+    (tmp_path / "small.toml").write_text(
+        f'model = "{tiny[1]}"\nsteps = 1\nprecision = "float32"\nvalidate_every = 0\nvalidation_samples = 1\n'
+        '[data]\nkinds = ["needle"]\nlengths = [1024]\ntokens_per_step = 1024\nrows_per_forward = 1\n'
+        "[pattern]\nnum_sink_tokens = 16\nlocal_window = 32\nblock_size = 16\n"
+        "[intervals]\nsensitive = { low = 0.6, high = 0.7 }\n",
+        encoding="utf-8",
+    )
+    code, out, err = call("train", "small.toml", "--output", "run", "--device", "cpu", "--json", "t.json")
+    assert code == 0, err
+    assert "1 of 1 steps" in out and "adapter" in out
+    assert read_record("t.json")["metrics"]["is_finished"] is True
+    assert (tmp_path / "run" / "adapter" / "elastic_config.json").is_file()

@@ -39,7 +39,9 @@ def aim_at(recipe: Recipe, target: float, source: str, steps: int) -> Recipe:
         }
     routes = dataclasses.replace(recipe.routes, source=source)
     optimizer = dataclasses.replace(recipe.optimizer, learning_rate=0.1) if source == "static" else recipe.optimizer
-    return dataclasses.replace(recipe, intervals=intervals, routes=routes, optimizer=optimizer, steps=steps, validate_every=0)
+    return dataclasses.replace(
+        recipe, intervals=intervals, routes=routes, optimizer=optimizer, steps=steps, validate_every=0
+    )
 
 
 def show(method: Method, scores: list[SampleScore]) -> None:
@@ -142,7 +144,9 @@ def main() -> None:
             for source, name in (("head_router", "routed"), ("static", "static")):
                 folder = f"frontier-{source}-{target:.3f}"
                 plan = aim_at(short, target, source, options.frontier_steps)
-                method = Method(name=name, target=target, folder=str(options.output / folder / "adapter"), note="frontier")
+                method = Method(
+                    name=name, target=target, folder=str(options.output / folder / "adapter"), note="frontier"
+                )
                 if not run(plan, folder) or not score(method, few_batches):
                     return False
         return True

@@ -124,7 +124,9 @@ class ElasticConfig:
             raise ValueError(f"full_pattern={self.full_pattern!r} is unknown; use 'full'.")
         wrong = [i for i in self.routed_layers if not 0 <= i < self.base_model.num_layers]
         if wrong or not self.routed_layers:
-            raise ValueError(f"routed_layers={list(self.routed_layers)} must name layers of the model, {wrong} are not.")
+            raise ValueError(
+                f"routed_layers={list(self.routed_layers)} must name layers of the model, {wrong} are not."
+            )
 
     @classmethod
     def for_model(
@@ -162,7 +164,9 @@ class ElasticConfig:
             routed_layers=routed,
             router=RouterConfig.for_head_dim(base.head_dim, **router),
             sparse_pattern=StreamingConfig(
-                num_sink_tokens=num_sink_tokens or max(sink, block), local_window=local_window or window, block_size=block
+                num_sink_tokens=num_sink_tokens or max(sink, block),
+                local_window=local_window or window,
+                block_size=block,
             ),
             granularity=granularity,
         )

@@ -2,8 +2,6 @@ import json
 
 import pytest
 import torch
-from hash_tokenizer import HashTokenizer
-from tiny_models import attach_tiny, make_model
 
 from elastic_attention import ElasticAttentionError
 from elastic_attention.evaluation.comparison import claim_folder, compare_methods
@@ -12,6 +10,8 @@ from elastic_attention.evaluation.intervals import bootstrap_macro
 from elastic_attention.evaluation.methods import Method, prepare_source
 from elastic_attention.evaluation.quality import SampleScore, SuiteConfig, draw_suite, score_method
 from elastic_attention.evaluation.summary import summarize_methods
+from hash_tokenizer import HashTokenizer
+from tiny_models import attach_tiny, make_model
 
 SUITE = SuiteConfig(kinds=("needle", "prose"), lengths=(512, 640), samples=4, tokens_per_forward=1400)
 
@@ -69,9 +69,7 @@ def test_methods_route_as_they_say(long_handle):
 
 def make_scores(kind, values, msr=0.5):
     return [
-        SampleScore(
-            kind=kind, category="a", index=i, prompt_tokens=9, score=v, loss=0.0, msr=msr, esr_prefill=0.25
-        )
+        SampleScore(kind=kind, category="a", index=i, prompt_tokens=9, score=v, loss=0.0, msr=msr, esr_prefill=0.25)
         for i, v in enumerate(values)
     ]
 

@@ -2,7 +2,6 @@ import dataclasses
 
 import pytest
 import torch
-from hash_tokenizer import HashTokenizer
 from tiny_runs import make_recipe
 
 from elastic_attention import RecipeError
@@ -10,6 +9,7 @@ from elastic_attention.models.answers import IGNORED, Row, collate_rows
 from elastic_attention.training.batches import StepDataset, stream_steps, weigh_samples
 from elastic_attention.training.objective import IntervalConstraint
 from elastic_attention.training.recipe import DataConfig, Interval
+from hash_tokenizer import HashTokenizer
 
 
 def test_penalty_is_the_distance_to_the_interval():

@@ -1,10 +1,9 @@
 """A training run small enough for a test: a tiny Llama, word tokens, the texts inside the package."""
 
-from hash_tokenizer import HashTokenizer
-from tiny_models import make_model
-
 from elastic_attention.config import StreamingConfig
 from elastic_attention.training.recipe import DataConfig, Interval, Recipe, RouteConfig
+from hash_tokenizer import HashTokenizer
+from tiny_models import make_model
 
 
 def make_recipe(**overrides):

@@ -51,8 +51,10 @@ def prepare_source(method: Method, handle: Handle) -> Callable[[Tensor], RouteSo
         return lambda ids: lambda index, pooled: torch.full((len(pooled), heads), is_sparse)
     if method.name == "random" and method.target is not None:
         share = method.target
-        return lambda ids: lambda index, pooled: (
-            RouteNoise(seed=0, step=0, sample_ids=ids.cpu()).uniform(index, heads, 1)[..., 0] < share
+        return lambda ids: (
+            lambda index, pooled: (
+                RouteNoise(seed=0, step=0, sample_ids=ids.cpu()).uniform(index, heads, 1)[..., 0] < share
+            )
         )
     if method.name == "static" and method.folder:
         mask = read_mask(Path(method.folder))

@@ -70,7 +70,9 @@ def draw_suite(config: SuiteConfig, tokenizer: Any, workers: int = 0) -> list[An
     return batches
 
 
-def _draw_rows(config: SuiteConfig, tokenizer: Any, jobs: Sequence[tuple[str, int, int]], workers: int) -> Iterable[Row]:
+def _draw_rows(
+    config: SuiteConfig, tokenizer: Any, jobs: Sequence[tuple[str, int, int]], workers: int
+) -> Iterable[Row]:
     from torch.utils.data import DataLoader
 
     return DataLoader(_Jobs(config, tokenizer, jobs), batch_size=None, num_workers=workers)
@@ -92,9 +94,7 @@ class _Jobs(torch.utils.data.Dataset[Row]):
         )
 
 
-def score_method(
-    method: Method, handle: Handle, batches: Sequence[AnswerBatch], output: Path
-) -> list[SampleScore]:
+def score_method(method: Method, handle: Handle, batches: Sequence[AnswerBatch], output: Path) -> list[SampleScore]:
     """Score every sample under `method`; appends to `output` and asks nothing twice.
 
     Args:
@@ -115,8 +115,8 @@ def score_method(
             if all((row.kind, row.index) in done for row in batch.rows):
                 continue
             moved = batch.to(handle.model.device)
-            options = {"is_sampling": False, "prompt_lengths": moved.prompt_lengths}
-            with torch.no_grad(), handle.routed_by(make_source(moved.sample_ids), **options) as record:
+            source, lengths = make_source(moved.sample_ids), moved.prompt_lengths
+            with torch.no_grad(), handle.routed_by(source, is_sampling=False, prompt_lengths=lengths) as record:
                 loss, accuracy = score_answers(handle.model, moved)
             routes = record.stack()
             msr = model_sparsity_ratio(routes).tolist()

@@ -55,9 +55,7 @@ class AnswerBatch:
         return AnswerBatch(rows=self.rows, **{name: getattr(self, name).to(device) for name in names})
 
 
-def draw_row(
-    kind: str, *, seed: int, index: int, length: int, corpora: Corpora, tokenizer: Any, split: str
-) -> Row:
+def draw_row(kind: str, *, seed: int, index: int, length: int, corpora: Corpora, tokenizer: Any, split: str) -> Row:
     """Generate and tokenise one sample of about `length` prompt tokens."""
     sample = generate(
         kind, seed=seed, index=index, target_tokens=length, corpora=corpora, tokenizer=tokenizer, split=split

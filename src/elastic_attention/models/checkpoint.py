@@ -44,11 +44,6 @@ def save_adapter(
     write_together(target, {WEIGHTS_FILE: save(state, metadata={"format": "pt"}), CONFIG_FILE: text.encode()})
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write bytes under a temporary name in the same folder, then rename; a failure leaves the old file."""
-    write_together(path.parent, {path.name: data})
-
-
 def write_together(folder: Path, files: dict[str, bytes]) -> None:
     """Write several files of a folder; they are renamed only once all of them are on the disk.
 

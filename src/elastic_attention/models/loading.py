@@ -21,5 +21,5 @@ def load_model(name: str, *, dtype: str = "bfloat16", device: str | None = None)
 
     path = resolve_model(name)
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype), attn_implementation="sdpa")
+    model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype), attn_implementation="sdpa")
     return model.to(place).eval(), AutoTokenizer.from_pretrained(path)

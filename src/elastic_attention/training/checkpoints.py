@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..config import to_dict
 from ..errors import CheckpointError
-from ..models.checkpoint import write_atomically
+from ..records import write_file
 from .recipe import Recipe
 
 FILE = "checkpoint.safetensors"
@@ -25,7 +25,11 @@ def fingerprint(recipe: Recipe) -> str:
 
 
 def save_checkpoint(
-    folder: Path, recipe: Recipe, step: int, groups: dict[str, dict[str, Tensor]], optimizers: dict[str, torch.optim.Optimizer]
+    folder: Path,
+    recipe: Recipe,
+    step: int,
+    groups: dict[str, dict[str, Tensor]],
+    optimizers: dict[str, torch.optim.Optimizer],
 ) -> None:
     """Write the state after `step` steps, whole or not at all."""
     from safetensors.torch import save
@@ -34,9 +38,8 @@ def save_checkpoint(
     for name, optimizer in optimizers.items():
         for i, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{name}/{i}/{key}": torch.as_tensor(value) for key, value in state.items()}
-    folder.mkdir(parents=True, exist_ok=True)
     data = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    write_atomically(folder / FILE, save(data, metadata={"step": str(step), "fingerprint": fingerprint(recipe)}))
+    write_file(folder / FILE, save(data, metadata={"step": str(step), "fingerprint": fingerprint(recipe)}))
 
 
 def load_checkpoint(
@@ -74,5 +77,7 @@ def load_checkpoint(
         else:
             groups.setdefault(group, {})[rest] = tensor
     for name, optimizer in optimizers.items():
-        optimizer.load_state_dict({"state": states.get(name, {}), "param_groups": optimizer.state_dict()["param_groups"]})
+        optimizer.load_state_dict(
+            {"state": states.get(name, {}), "param_groups": optimizer.state_dict()["param_groups"]}
+        )
     return step, groups

@@ -1,13 +1,15 @@
 """What learns: head routers, or one static mask for all inputs. Both are sampled by the same code."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from ..models.checkpoint import save_adapter, write_atomically
+from ..models.checkpoint import save_adapter
 from ..models.handle import Handle
+from ..records import write_file
 from ..router import RouteSampler
 from .recipe import Recipe
 
@@ -64,8 +66,6 @@ class HeadRouters:
         self.routers.load_state_dict(state)
 
     def export(self, folder: Path, facts: dict[str, Any]) -> None:
-        import dataclasses
-
         config = dataclasses.replace(self.handle.config, training=facts)
         save_adapter(folder, config, self.routers, dtype=torch.bfloat16)
 
@@ -109,8 +109,8 @@ class StaticRoutes:
     def export(self, folder: Path, facts: dict[str, Any]) -> None:
         from safetensors.torch import save
 
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / STATIC_FILE, save({"head_is_sparse": self.mask(), "logits": self.logits.detach().cpu()}))
+        tensors = {"head_is_sparse": self.mask(), "logits": self.logits.detach().cpu()}
+        write_file(folder / STATIC_FILE, save(tensors))
 
 
 def build_source(recipe: Recipe, handle: Handle) -> RouteModel:
@@ -119,10 +119,3 @@ def build_source(recipe: Recipe, handle: Handle) -> RouteModel:
         return HeadRouters(handle)
     middles = [(i.low + i.high) / 2 for i in recipe.intervals.values()]
     return StaticRoutes(handle, sum(middles) / len(middles))
-
-
-def read_static_routes(folder: Path) -> Tensor:
-    """The mask that a static run exported, (L, G) bool."""
-    from safetensors.torch import load_file
-
-    return load_file(folder / STATIC_FILE)["head_is_sparse"]

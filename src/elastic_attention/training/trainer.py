@@ -185,7 +185,10 @@ class _Run:
         return validate(self.recipe, self.handle, self.source, self.model, self.tokenizer)
 
     def _save(self, step: int) -> None:
-        groups: dict[str, dict[str, Tensor]] = {"source": self.source.state(), "constraint": self.constraint.state_dict()}
+        groups: dict[str, dict[str, Tensor]] = {
+            "source": self.source.state(),
+            "constraint": self.constraint.state_dict(),
+        }
         save_checkpoint(self.output, self.recipe, step, groups, self.optimizers)
 
     def _resume(self) -> int:

@@ -134,3 +134,9 @@ def test_read_toml(tmp_path):
         read_toml(path)
     with pytest.raises(FileNotFoundError):
         read_toml(tmp_path / "absent.toml")
+
+
+@pytest.mark.parametrize("name", ["num_sink_tokens", "local_window", "block_size"])
+def test_zero_is_an_error_not_a_default(name):
+    with pytest.raises(ValueError, match=name):
+        ElasticConfig.for_model(make_model(), **{name: 0})

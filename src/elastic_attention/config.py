@@ -158,14 +158,14 @@ class ElasticConfig:
 
         base, routed, context = describe_model(model)
         block, sink, window = (64, 64, 512) if context <= 8192 else (128, 128, 1024 if context <= 32768 else 2048)
-        block = block_size or block
+        block = block if block_size is None else block_size
         return cls(
             base_model=base,
             routed_layers=routed,
             router=RouterConfig.for_head_dim(base.head_dim, **router),
             sparse_pattern=StreamingConfig(
-                num_sink_tokens=num_sink_tokens or max(sink, block),
-                local_window=local_window or window,
+                num_sink_tokens=max(sink, block) if num_sink_tokens is None else num_sink_tokens,
+                local_window=window if local_window is None else local_window,
                 block_size=block,
             ),
             granularity=granularity,

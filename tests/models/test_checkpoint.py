@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from elastic_attention import AdapterError, RouterMismatch, attach, find_handle
 from elastic_attention.models import checkpoint, pretrained
-from elastic_attention.models.checkpoint import CONFIG_FILE, WEIGHTS_FILE, load_adapter, save_adapter, write_atomically
+from elastic_attention.models.checkpoint import CONFIG_FILE, WEIGHTS_FILE, load_adapter, save_adapter, write_together
 from tiny_models import attach_tiny, elastic_config, make_model, text
 
 
@@ -283,23 +283,23 @@ def test_files_get_the_usual_permissions(folder):
     }
 
 
-def test_write_atomically_replaces_whole_files(tmp_path):
+def test_writing_replaces_whole_files(tmp_path):
     path = tmp_path / "file"
     for data in (b"one", b"", b"three" * 1000):
-        write_atomically(path, data)
+        write_together(tmp_path, {"file": data})
         assert path.read_bytes() == data and os.listdir(tmp_path) == ["file"]
 
 
 def test_an_interrupt_counts_as_a_failure(tmp_path, monkeypatch):
     path = tmp_path / "file"
-    write_atomically(path, b"old")
+    write_together(tmp_path, {"file": b"old"})
 
     def interrupt(*args):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(checkpoint.os, "replace", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        write_atomically(path, b"new")
+        write_together(tmp_path, {"file": b"new"})
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
 
 

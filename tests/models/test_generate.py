@@ -622,3 +622,13 @@ def test_loading_an_adapter_afterwards_and_removing_it(model, handle):
     lora = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"], r=4, init_lora_weights=False)).eval()
     assert not torch.equal(generate(lora, text(111)), routed)
     assert torch.equal(generate(lora.unload(), text(111)), routed)
+
+
+def test_prompt_past_the_limit_names_both_lengths():
+    short = make_model(max_position_embeddings=64)
+    attach_tiny(short)
+    with pytest.raises(ValueError, match="65 tokens, the model takes 64"):
+        short.generate(text(65), max_new_tokens=1)
+    # Padding does not count.
+    ids, mask, _ = left_padded([text(40)], width=80)
+    assert short.generate(ids, attention_mask=mask, max_new_tokens=1, do_sample=False).shape == (1, 81)

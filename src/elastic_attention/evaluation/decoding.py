@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import DynamicCache
 
 from ..models.answers import Row
 from ..models.generation import Prompt, tell_prompt
 from ..models.handle import Handle
+from ..models.loading import new_cache
 from ..tasks import KINDS
 from .quality import SampleScore
 
@@ -27,7 +27,7 @@ def score_through_cache(handle: Handle, rows: Sequence[Row], label: str) -> list
 
 def _score(handle: Handle, row: Row) -> SampleScore:
     model: Any = handle.model
-    cache = DynamicCache(config=model.config)
+    cache = new_cache(model)
     prompt, answer = (torch.tensor([ids], device=model.device) for ids in (row.prompt, row.answer))
     with tell_prompt(handle, Prompt(num_columns=prompt.shape[1])):
         handle.restart_report()

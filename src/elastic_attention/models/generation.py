@@ -58,6 +58,7 @@ def _generate(handle: "Handle", inputs: Any = None, *args: Any, **kwargs: Any) -
             f"generate got {num_columns} columns, but the cache already holds {past}; pass the ids of the whole "
             "conversation, or the new ones with an attention_mask over everything."
         )
+    _refuse_long_prompt(handle, num_columns, mask)
     _warn_without_cache(handle, kwargs)
     routes = None
     if handle.prefill_policy == "probe" and past == 0 and not handle.has_given_routes and ids.ndim == 2:
@@ -108,6 +109,16 @@ def probe_routes(handle: "Handle", input_ids: Tensor, attention_mask: Tensor | N
         )
     pattern = config.sparse_pattern
     return routes & (total.cpu() > pattern.num_sink_tokens + pattern.local_window)[:, :, None]
+
+
+def _refuse_long_prompt(handle: "Handle", num_columns: int, mask: Tensor | None) -> None:
+    limit = getattr(handle.model.config.get_text_config(), "max_position_embeddings", None)
+    tokens = num_columns if mask is None else int(mask.bool().sum(dim=-1).max())
+    if limit is not None and tokens > limit:
+        raise ValueError(
+            f"The prompt has {tokens} tokens, the model takes {limit} (max_position_embeddings); shorten it, or load "
+            "the model with a RoPE scaling that reaches further."
+        )
 
 
 def _is_assisted(handle: "Handle", kwargs: dict[str, Any]) -> bool:

@@ -23,3 +23,10 @@ def load_model(name: str, *, dtype: str = "bfloat16", device: str | None = None)
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype), attn_implementation="sdpa")
     return model.to(place).eval(), AutoTokenizer.from_pretrained(path)
+
+
+def new_cache(model: Any) -> Any:
+    """An empty cache for `model`, as `generate` would make it."""
+    from transformers import DynamicCache
+
+    return DynamicCache(config=model.config)

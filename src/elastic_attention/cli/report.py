@@ -22,6 +22,9 @@ def report(
     ] = None,
     curves: Annotated[Path | None, typer.Option(metavar="FILE", help="Training curves of --log, .png or .svg.")] = None,
     log: Annotated[Path | None, typer.Option(metavar="FILE", help="log.jsonl of a training run.")] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Recipe of that run; its intervals become bands.")
+    ] = None,
     tables: Annotated[Path | None, typer.Option(metavar="FILE", help="Markdown file whose tables to renew.")] = None,
     results: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the records of the tables are.")] = Path(
         "results"
@@ -32,6 +35,7 @@ def report(
     """Make pages, pictures and tables from records."""
     from ..errors import ElasticAttentionError
     from ..records import build_record, read_record, write_file
+    from ..training.recipe import load_recipe
     from ..viz import render_report, save_curves, save_frontier, save_head_maps, update_tables
 
     started, console = time.perf_counter(), open_console()
@@ -54,7 +58,8 @@ def report(
     if curves is not None:
         if log is None:
             raise ElasticAttentionError("--curves needs --log, the log.jsonl of a training run.")
-        save_curves(log, curves)
+        intervals = {c: (i.low, i.high) for c, i in load_recipe(recipe).intervals.items()} if recipe else None
+        save_curves(log, curves, intervals=intervals)
         written.append(curves)
     stale = update_tables(tables, results, check) if tables is not None else []
     for path in written:

@@ -1,5 +1,6 @@
 """What differs between model families: where attention modules are, and how their keys look before RoPE."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -100,7 +101,7 @@ def describe_model(model: Any) -> tuple[BaseModel, tuple[int, ...], int]:
     text = inner.config.get_text_config()
     first: Any = next(iter(modules.values()))
     base = BaseModel(
-        name=getattr(inner.config, "_name_or_path", "") or None,
+        name=_public_name(getattr(inner.config, "_name_or_path", "")),
         revision=getattr(inner.config, "_commit_hash", None),
         model_type=text.model_type,
         num_layers=text.num_hidden_layers,
@@ -109,6 +110,11 @@ def describe_model(model: Any) -> tuple[BaseModel, tuple[int, ...], int]:
         head_dim=int(first.head_dim),
     )
     return base, tuple(modules), int(getattr(text, "max_position_embeddings", 8192))
+
+
+def _public_name(name: str) -> str | None:
+    """A hub id as it is, a folder by its last part: where it lies on this disk is nobody else's business."""
+    return (Path(name).name if Path(name).is_dir() else name) or None
 
 
 def keys_before_rope(module: Any, hidden_states: Tensor) -> Tensor:

@@ -139,6 +139,12 @@ def measure_peak_bytes(device: torch.device) -> int | None:
     """Most memory that this process has held so far: on a GPU there, otherwise in RAM. None where it is unknown."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
+    # Not ru_maxrss where it can be helped: a process starts with the ru_maxrss of the one that started it.
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        pass
     try:
         import resource
     except ImportError:  # Windows has no such counter

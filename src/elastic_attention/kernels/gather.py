@@ -134,18 +134,26 @@ def _join(target: Tensor, piece: Piece, blocks: Tensor) -> None:
 
 
 def _query_view(blocks: Tensor, part: Part) -> Tensor:
-    """(N, n, p, t, D) as heads: n * p of t queries for a causal part, else n of p * t, which fills tiles better."""
+    """(N, n, p, t, D) as heads of queries: few heads of many queries fill the kernel's tiles best.
+
+    A causal part needs heads of t queries; blocks that read the same keys are one head, the others a head each.
+    """
     rows, count, heads, length, width = blocks.shape
-    shape = (rows, count * heads, length, width) if part.is_causal else (rows, count, heads * length, width)
-    return blocks.view(shape)
+    if part.is_causal:
+        return blocks.view(rows, count * heads, length, width)
+    return blocks.view(rows, _count_windows(count, part), -1, width)
 
 
 def _key_view(x: Tensor, piece: Piece, part: Part) -> Tensor:
-    """(N, S, D) -> (N, n, s, D), a view; windows of neighbouring blocks overlap."""
+    """(N, S, D) -> (N, n, s, D), a view; windows of neighbouring blocks overlap, a shared one stands once."""
     rows, _, width = x.shape
     strides = (x.stride(0), part.step * x.stride(1), x.stride(1), x.stride(2))
     offset = x.storage_offset() + part.start * x.stride(1)
-    return x.as_strided((rows, piece.count, part.length, width), strides, offset)
+    return x.as_strided((rows, _count_windows(piece.count, part), part.length, width), strides, offset)
+
+
+def _count_windows(count: int, part: Part) -> int:
+    return count if part.step else 1
 
 
 def _scatter_add(target: Tensor, grad: Tensor, part: Part) -> None:

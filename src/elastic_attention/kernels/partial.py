@@ -88,9 +88,9 @@ def attend_part_backward(
 
 
 def merge_parts(out: Tensor, lse: Tensor, other_out: Tensor, other_lse: Tensor) -> tuple[Tensor, Tensor]:
-    """Merge two partial results over disjoint keys; (..., t, d) and (..., t)."""
+    """Merge two partial results over disjoint keys, (..., t, d) and (..., t); `out` is overwritten."""
     weight = torch.sigmoid(other_lse - lse)[..., None].to(out.dtype)
-    return torch.lerp(out, other_out, weight), torch.logaddexp(lse, other_lse)
+    return out.lerp_(other_out, weight), torch.logaddexp(lse, other_lse)
 
 
 def _expand(x: Tensor, q: Tensor) -> Tensor:

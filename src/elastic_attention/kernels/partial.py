@@ -87,10 +87,23 @@ def attend_part_backward(
     return dq, _reduce(dk, num_key_heads), _reduce(dv, num_key_heads)
 
 
-def merge_parts(out: Tensor, lse: Tensor, other_out: Tensor, other_lse: Tensor) -> tuple[Tensor, Tensor]:
-    """Merge two partial results over disjoint keys, (..., t, d) and (..., t); `out` is overwritten."""
-    weight = torch.sigmoid(other_lse - lse)[..., None].to(out.dtype)
-    return out.lerp_(other_out, weight), torch.logaddexp(lse, other_lse)
+def merge_parts(results: list[tuple[Tensor, Tensor]], out: Tensor, lse: Tensor) -> None:
+    """Merge results over disjoint keys, (..., t, d) and (..., t), into `out` and `lse`; all but the last are used up."""
+    *before, (last, last_lse) = results
+    if not before:
+        out.copy_(last)
+        lse.copy_(last_lse)
+        return
+    merged, merged_lse = before[0]
+    for other, other_lse in before[1:]:
+        merged.lerp_(other, _weigh(merged_lse, other_lse, merged))
+        merged_lse = torch.logaddexp(merged_lse, other_lse)
+    torch.lerp(merged, last, _weigh(merged_lse, last_lse, merged), out=out)
+    torch.logaddexp(merged_lse, last_lse, out=lse)
+
+
+def _weigh(lse: Tensor, other_lse: Tensor, like: Tensor) -> Tensor:
+    return torch.sigmoid(other_lse - lse)[..., None].to(like.dtype)
 
 
 def _expand(x: Tensor, q: Tensor) -> Tensor:

@@ -29,9 +29,17 @@ class Piece:
     parts: tuple[Part, ...]
 
 
+# Queries of a piece of full attention. Only the square on its diagonal gives threads uneven work.
+CAUSAL_LENGTH = 1024
+
+
 def cut_causal(num_queries: int, num_keys: int) -> list[Piece]:
     """Pieces of full causal attention for the last `num_queries` of `num_keys` positions."""
-    return [_dense_piece(num_keys - num_queries, num_queries, offset=num_keys - num_queries)]
+    offset = num_keys - num_queries
+    return [
+        _dense_piece(position, min(CAUSAL_LENGTH, num_keys - position), offset)
+        for position in range(offset, num_keys, CAUSAL_LENGTH)
+    ]
 
 
 def cut_streaming(num_queries: int, num_keys: int, config: StreamingConfig) -> list[Piece]:

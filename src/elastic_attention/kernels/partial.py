@@ -88,7 +88,7 @@ def attend_part_backward(
 
 
 def merge_parts(results: list[tuple[Tensor, Tensor]], out: Tensor, lse: Tensor) -> None:
-    """Merge results over disjoint keys, (..., t, d) and (..., t), into `out` and `lse`; all but the last are used up."""
+    """Merge results over disjoint keys, (..., t, d) and (..., t), into `out` and `lse`; uses the results up."""
     *before, (last, last_lse) = results
     if not before:
         out.copy_(last)

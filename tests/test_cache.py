@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from elastic_attention import CacheDepthError, StreamingConfig
 from elastic_attention.cache import ElasticCache
 from elastic_attention.patterns import build_pattern
+from elastic_attention.types import HeadRoutes
 from oracles import is_visible
 
 HEADS, WIDTH = 2, 4
@@ -72,9 +73,9 @@ class CacheProgram(RuleBasedStateMachine):
             for (b, g), was in zip(pairs, lost, strict=True)
         ):
             with pytest.raises(ValueError, match="cannot become full"):
-                self.store.assign(torch.tensor(routes))
+                self.store.assign(HeadRoutes(torch.tensor(routes)))
             return
-        self.store.assign(torch.tensor(routes))
+        self.store.assign(HeadRoutes(torch.tensor(routes)))
         for b, g in pairs:
             if dropped[b] and routes[b][g] and not self.routes[b][g]:
                 other = next(h for h in self.held[b] if len(h) < self.lengths[b])
@@ -131,7 +132,7 @@ class CacheProgram(RuleBasedStateMachine):
         if self.store.groups is None:
             return
         assert self.store.lengths == self.lengths
-        assert self.store.head_is_sparse.tolist() == self.routes
+        assert self.store.routes.host().tolist() == self.routes
         seen = set()
         bytes_by_sequence = [0] * len(self.lengths)
         for group in self.store.groups:
@@ -176,7 +177,7 @@ def filled(routes, num_tokens, *, keeps_all=False, dtype=torch.float32, config=C
     store = ElasticCache(build_pattern(config), keeps_all=keeps_all)
     keys = torch.randn(len(routes), HEADS, num_tokens, WIDTH).to(dtype)
     store.append(keys, keys)
-    store.assign(torch.tensor(routes))
+    store.assign(HeadRoutes(torch.tensor(routes)))
     store.evict()
     return store
 
@@ -205,7 +206,7 @@ def test_a_head_that_turns_sparse_after_others_dropped_tokens_loses_the_same_tok
     """reroute_on_append: a later prompt may make a full head sparse; it must drop what its sequence dropped."""
     store = filled([[True, False]], 60)
     keys = store.groups[0].keys[0, :60].clone()
-    store.assign(torch.tensor([[True, True]]))
+    store.assign(HeadRoutes(torch.tensor([[True, True]])))
     store.evict()
     kept = held_positions(60)
     group = store.groups[1]

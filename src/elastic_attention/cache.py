@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .errors import CacheDepthError
 from .patterns import StreamingPattern
+from .types import HeadRoutes
 
 
 class RowGroup:
@@ -46,7 +47,7 @@ class ElasticCache:
         num_kv_heads: G.
         lengths: real tokens of each sequence, host integers.
         evicted: tokens dropped from the sparse rows of each sequence.
-        head_is_sparse: (B, G) bool on the host.
+        routes: (B, G) of the sequences.
         groups: the rows that keep everything, then the rows that evict.
     """
 
@@ -55,7 +56,7 @@ class ElasticCache:
         self.num_kv_heads = 0
         self.lengths: list[int] = []
         self.evicted: list[int] = []
-        self.head_is_sparse = torch.empty(0, 0, dtype=torch.bool)
+        self.routes = HeadRoutes(torch.empty(0, 0, dtype=torch.bool))
         self.groups: tuple[RowGroup, RowGroup] | None = None
 
     def stored_lengths(self, group: RowGroup) -> list[int]:
@@ -81,7 +82,7 @@ class ElasticCache:
         batch, heads, num_new, width = keys.shape
         if self.groups is None:
             self.num_kv_heads, self.lengths, self.evicted = heads, [0] * batch, [0] * batch
-            self.head_is_sparse = torch.zeros(batch, heads, dtype=torch.bool)
+            self.routes = HeadRoutes(torch.zeros(batch, heads, dtype=torch.bool))
             empty = keys.new_empty(batch * heads, 0, width)
             self.groups = (
                 RowGroup(list(range(batch * heads)), empty, empty, is_evicting=False),
@@ -112,22 +113,22 @@ class ElasticCache:
         target = row[row_real], column[row_real]
         group.keys[target], group.values[target] = keys[row_real], values[row_real]
 
-    def assign(self, head_is_sparse: Tensor) -> None:
-        """Set the routes, (B, G) bool.
+    def assign(self, routes: HeadRoutes) -> None:
+        """Set the routes; waits until the host knows them.
 
         Raises:
             ValueError: a row that already lost tokens would have to become full.
         """
         assert self.groups is not None
-        routes = head_is_sparse.to("cpu", torch.bool)
-        if torch.equal(routes, self.head_is_sparse):
+        if routes is self.routes:
             return
+        before, after = self.routes.host(), routes.host()
         has_evicted = torch.tensor([e > 0 for e in self.evicted])[:, None]
-        if bool((self.head_is_sparse & ~routes & has_evicted).any()):
+        if bool((before & ~after & has_evicted).any()):
             raise ValueError("A sparse head that dropped tokens cannot become full; start a new cache.")
-        self.head_is_sparse = routes
-        if not self.keeps_all:
-            evicting = routes.flatten().tolist()
+        self.routes = routes
+        if not self.keeps_all and not torch.equal(before, after):
+            evicting = after.flatten().tolist()
             self._regroup([(row, row) for row in range(len(evicting))], evicting)
 
     def select(self, indices: Sequence[int]) -> None:
@@ -140,7 +141,7 @@ class ElasticCache:
         self._regroup(moves, [old in evicting_rows for _, old in moves])
         self.lengths = [self.lengths[i] for i in indices]
         self.evicted = [self.evicted[i] for i in indices]
-        self.head_is_sparse = self.head_is_sparse[list(indices)]
+        self.routes = HeadRoutes(self.routes.host()[list(indices)])
 
     def _regroup(self, moves: list[tuple[int, int]], is_evicting: list[bool]) -> None:
         """Rebuild the groups from (new row, old row) pairs."""

@@ -15,6 +15,7 @@ from transformers.masking_utils import causal_mask_function, sdpa_mask
 from ..attention import blended_attention, decode_attention, hybrid_attention
 from ..config import StreamingConfig
 from ..errors import UnsupportedModel
+from ..types import HeadRoutes
 from .families import refuse_arguments
 from .routing import LayerStep
 
@@ -83,14 +84,15 @@ def elastic_attention(
         )
     refuse_arguments(kwargs | {"dropout": dropout or None})
     step, layer, tokens = elastic, elastic.layer, elastic.tokens
-    is_dense = not step.now.is_floating_point() and not bool(step.now.any()) and tokens.real is None
+    is_dense = step.now.is_given_full and tokens.real is None
     has_generated = tokens.prompt_columns < tokens.num_columns
     if layer is None:
         if is_dense:
             return attend_densely(key, value), None
         out = _attend_alone(query, key, value, step.now, tokens.real, pattern, scaling, backend)
         if has_generated and keeps_all:  # decode="full": generated rows read all keys
-            dense = _attend_alone(query, key, value, torch.zeros_like(step.now), tokens.real, pattern, scaling, backend)
+            full = HeadRoutes(torch.zeros(step.now.values.shape, dtype=torch.bool))
+            dense = _attend_alone(query, key, value, full, tokens.real, pattern, scaling, backend)
             out = torch.cat([out[:, :, : tokens.prompt_columns], dense[:, :, tokens.prompt_columns :]], dim=2)
         return out.transpose(1, 2), None
     is_new = layer.columns == 0
@@ -117,23 +119,24 @@ def _attend_alone(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    routes: Tensor,
+    routes: HeadRoutes,
     real: Tensor | None,
     pattern: StreamingConfig,
     scale: float | None,
     backend: str,
 ) -> Tensor:
     """Queries and keys of the same tokens; each sequence's real tokens are cut out of its padding."""
-    verb: Callable[..., Any] = blended_attention if routes.is_floating_point() else hybrid_attention
+    verb: Callable[..., Any] = blended_attention if routes.is_sampled else hybrid_attention
+    values = routes.on(q.device)
     options = {"pattern": pattern, "scale": scale, "backend": backend}
     if real is None:
-        return verb(q, k, v, routes, **options)
+        return verb(q, k, v, values, **options)
     rows = []
     for b, columns in enumerate(mask.nonzero()[:, 0] for mask in real):
         out = torch.zeros_like(q[b : b + 1])
         if len(columns):
             parts = (x[b : b + 1].index_select(2, columns) for x in (q, k, v))
-            out = out.index_copy(2, columns, verb(*parts, routes[b : b + 1], **options))
+            out = out.index_copy(2, columns, verb(*parts, values[b : b + 1], **options))
         rows.append(out)
     return torch.cat(rows)
 
@@ -148,7 +151,7 @@ def _attend_store(
     heads = store.num_kv_heads
     rows_q = q.reshape(batch * heads, -1, num_columns, width)
     out = torch.zeros_like(rows_q)
-    row_is_sparse = step.now.flatten()
+    row_is_sparse = step.now.host().flatten()
     for group in store.groups or ():
         lengths = store.stored_lengths(group)
         is_uniform = tokens.real is None and len(set(lengths)) == 1

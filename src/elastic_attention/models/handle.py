@@ -189,7 +189,7 @@ class Handle:
             without such rows); kv_bytes, kv_bytes_dense, kv_bytes_allocated (cache now, bytes); kv_bytes_read (bytes
             that generated rows read). And routes, a bool tensor (B, L, G), True = sparse.
         """
-        return self._report.summarize(self._element_bytes)
+        return self._report.summarize()
 
     # Saving ----------------------------------------------------------------------------------------------------
 
@@ -252,7 +252,7 @@ class Handle:
         self._report.add(index, step)
         # Gradient checkpointing runs layers again during backward, after the record was closed.
         if self._record is not None:
-            self._record.routes[index] = step.now
+            self._record.routes[index] = step.now.values
 
     def _rules(self) -> RoutingRules:
         prompt_routes = self.prompt.routes if self.prompt is not None else None

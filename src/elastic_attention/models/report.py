@@ -27,58 +27,72 @@ class RouteReport:
     def __init__(self, pattern: StreamingPattern, num_layers: int, *, keeps_all: bool) -> None:
         self.pattern, self.num_layers, self.keeps_all = pattern, num_layers, keeps_all
         self.rows: list[_Row] = []
-        self.steps: dict[int, LayerStep] = {}
+        self.steps: dict[int, LayerStep] = {}  # of the forward under way
+        self._open: list[dict[int, LayerStep]] = []  # forwards that ended, not yet in the books
+        self._last: dict[int, LayerStep] = {}  # the forward that went into the books last
         self._bytes: list[dict[str, int]] = []
+        self._element_bytes = 0
 
     def add(self, index: int, step: LayerStep) -> None:
         """Note the step of layer `index` in the forward under way."""
         self.steps[index] = step
 
     def close_forward(self, element_bytes: int) -> None:
-        """Do the books of the forward that just ended; `element_bytes` is the size of K and V, 2 * D * itemsize."""
-        if not self.steps:
-            return
-        tokens = next(iter(self.steps.values())).tokens
+        """The forward ended; `element_bytes` is the size of K and V, 2 * D * itemsize.
+
+        Its books are done at once where the host knows the routes, otherwise as soon as it does.
+        """
+        if self.steps:
+            self._open.append(self.steps)
+            self._element_bytes, self.steps = element_bytes, {}
+        while self._open and all(step.now.has_arrived for step in self._open[0].values()):
+            self._close(self._open.pop(0))
+
+    def _close(self, steps: dict[int, LayerStep]) -> None:
+        self._last = steps
+        tokens = next(iter(steps.values())).tokens
         batch = len(tokens.counts)
-        has_cache = next(iter(self.steps.values())).layer is not None
+        has_cache = next(iter(steps.values())).layer is not None
         if len(self.rows) != batch or not has_cache:  # without a cache every forward starts over
             self.rows = [_Row() for _ in range(batch)]
-        heads = {i: step.now.shape[1] for i, step in self.steps.items()}
-        sparse = {i: step.now.sum(1).tolist() for i, step in self.steps.items()}
-        prompt_counts = tokens.prompt_counts()
+        routes = {i: step.now.host() for i, step in steps.items()}
+        heads = {i: values.shape[1] for i, values in routes.items()}
+        sparse = {i: values.sum(1).tolist() for i, values in routes.items()}
         for b, row in enumerate(self.rows):
             start = tokens.before[b]
-            middle, stop = start + prompt_counts[b], start + tokens.counts[b]
-            row.prompt_tokens += prompt_counts[b]
+            middle, stop = start + tokens.prompt_counts[b], start + tokens.counts[b]
+            row.prompt_tokens += tokens.prompt_counts[b]
             for phase, first, last in (("prefill", start, middle), ("decode", middle, stop)):
                 causal = count_causal_pairs(first, last)
-                for i in self.steps:
+                for i in steps:
                     num_sparse = 0 if phase == "decode" and self.keeps_all else int(sparse[i][b])
                     row.causal_pairs[phase] += heads[i] * causal
                     row.read_pairs[phase] += count_read_pairs(
                         self.pattern, first, last, num_heads=heads[i], num_sparse=num_sparse
                     )
-        self._bytes = [self._count_bytes(b, element_bytes) for b in range(batch)]
+        self._bytes = [self._count_bytes(b) for b in range(batch)]
 
-    def _count_bytes(self, b: int, element_bytes: int) -> dict[str, int]:
+    def _count_bytes(self, b: int) -> dict[str, int]:
         totals = {"kv_bytes": 0, "kv_bytes_dense": 0, "kv_bytes_allocated": 0}
-        for step in self.steps.values():
+        for step in self._last.values():
             layer: ElasticLayer | None = step.layer
             if layer is None:
                 continue
-            n, routes = layer.store.lengths[b], layer.store.head_is_sparse[b]
+            n, routes = layer.store.lengths[b], layer.store.routes.host()[b]
             num_sparse = 0 if self.keeps_all else int(routes.sum())
             held = (len(routes) - num_sparse) * n + num_sparse * self.pattern.count_held(n)
-            totals["kv_bytes"] += held * element_bytes
-            totals["kv_bytes_dense"] += len(routes) * n * element_bytes
+            totals["kv_bytes"] += held * self._element_bytes
+            totals["kv_bytes_dense"] += len(routes) * n * self._element_bytes
             totals["kv_bytes_allocated"] += layer.store.count_allocated_bytes()[b]
         return totals
 
-    def summarize(self, element_bytes: int) -> dict[str, Any]:
-        """The dictionary that `Handle.report` documents."""
-        routes = self.stack_routes()
-        decided = list(next(iter(self.steps.values())).is_decided) if self.steps else []
-        num_heads = len(self.steps) * (routes.shape[2] if routes.ndim == 3 else 0)
+    def summarize(self) -> dict[str, Any]:
+        """The dictionary that `Handle.report` documents; waits for routes that are still under way."""
+        while self._open:
+            self._close(self._open.pop(0))
+        routes = self._stack_routes()
+        decided = list(next(iter(self._last.values())).is_decided) if self._last else []
+        num_heads = len(self._last) * (routes.shape[2] if routes.ndim == 3 else 0)
         rows = self.rows
         return {
             "prompt_tokens": [row.prompt_tokens for row in rows],
@@ -87,16 +101,17 @@ class RouteReport:
             "esr_prefill": [effective_sparsity_ratio(r.read_pairs["prefill"], r.causal_pairs["prefill"]) for r in rows],
             "esr_decode": [effective_sparsity_ratio(r.read_pairs["decode"], r.causal_pairs["decode"]) for r in rows],
             **{name: [b[name] for b in self._bytes] for name in ("kv_bytes", "kv_bytes_dense", "kv_bytes_allocated")},
-            "kv_bytes_read": [r.read_pairs["decode"] * element_bytes for r in rows],
+            "kv_bytes_read": [r.read_pairs["decode"] * self._element_bytes for r in rows],
             "routes": routes,
         }
 
-    def stack_routes(self) -> Tensor:
+    def _stack_routes(self) -> Tensor:
         """Routes after the last forward, (B, L, G) bool; layers that are not routed are False."""
-        if not self.steps:
+        if not self._last:
             return torch.zeros(0, self.num_layers, 0, dtype=torch.bool)
-        first = next(iter(self.steps.values())).after
-        routes = torch.zeros(first.shape[0], self.num_layers, first.shape[1], dtype=torch.bool)
-        for index, step in self.steps.items():
-            routes[:, index] = step.after.detach() > 0.5 if step.after.is_floating_point() else step.after
+        after = {index: step.after.host() for index, step in self._last.items()}
+        batch, heads = next(iter(after.values())).shape
+        routes = torch.zeros(batch, self.num_layers, heads, dtype=torch.bool)
+        for index, values in after.items():
+            routes[:, index] = values
         return routes

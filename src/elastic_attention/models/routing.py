@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..config import ElasticConfig
 from ..router import BoundaryPool, select_boundary
+from ..types import HeadRoutes, stage
 from .cache_layer import ElasticLayer
 from .families import count_kv_heads, keys_before_rope
 from .tokens import Tokens
@@ -25,15 +26,15 @@ class LayerStep:
 
     Attributes:
         layer: cache layer, None without a cache.
-        now: (B, G) routes in effect for this forward's queries; bool on the host, or float while training.
-        after: (B, G) bool routes from the next forward on.
+        now: (B, G) routes in effect for this forward's queries.
+        after: (B, G) routes from the next forward on.
         is_decided: by sequence, False while it is too short to be routed.
     """
 
     tokens: Tokens
     layer: ElasticLayer | None
-    now: Tensor
-    after: Tensor
+    now: HeadRoutes
+    after: HeadRoutes
     is_decided: list[bool]
 
 
@@ -68,23 +69,22 @@ def plan_layer(
     batch, heads = hidden.shape[0], count_kv_heads(module)
     is_new = not any(tokens.before) and (layer is None or layer.columns == 0)
     if is_new and rules.forced is not None:
-        forced = _expand_forced(rules.forced, index, batch)
+        forced = HeadRoutes(_expand_forced(rules.forced, index, batch))
         if layer is not None:
             layer.is_decided, layer.pool = [True] * batch, None
         return LayerStep(tokens=tokens, layer=layer, now=forced, after=forced, is_decided=[True] * batch)
     if rules.is_sampling and layer is not None:
         raise ValueError("Sampled routes need the whole sequence in one forward without a cache; pass use_cache=False.")
     if layer is None:
-        is_long = [_is_long(rules, n) for n in tokens.prompt_counts()]
-        routes = _route_once(rules, index, module, hidden, tokens)
-        if not rules.is_sampling:
-            routes = routes.to("cpu", torch.bool) & torch.tensor(is_long)[:, None]
+        is_long = [_is_long(rules, n) for n in tokens.prompt_counts]
+        values = _route_once(rules, index, module, hidden, tokens)
+        routes = HeadRoutes(values if rules.is_sampling else _keep_rows(values.bool(), is_long))
         return LayerStep(tokens=tokens, layer=None, now=routes, after=routes, is_decided=is_long)
     if is_new:
         layer.is_decided = [False] * batch
-        current = torch.zeros(batch, heads, dtype=torch.bool)
+        current = HeadRoutes(torch.zeros(batch, heads, dtype=torch.bool))
     else:
-        current = layer.store.head_is_sparse
+        current = layer.store.routes
     unchanged = LayerStep(tokens=tokens, layer=layer, now=current, after=current, is_decided=layer.is_decided)
     if layer.pool is None:
         return unchanged
@@ -95,8 +95,8 @@ def plan_layer(
     if not any(ready):
         return unchanged
     pooled = layer.pool.mean(count_overlap_twice=rules.config.router.count_overlap_twice)
-    routes = rules.source(index, pooled).to("cpu", torch.bool)
-    after = torch.where(torch.tensor(ready)[:, None], routes | current, current)
+    chosen = _keep_rows(rules.source(index, pooled).bool(), ready)
+    after = HeadRoutes(chosen if is_new else chosen | current.on(chosen.device))
     layer.is_decided = [d or r for d, r in zip(layer.is_decided, ready, strict=True)]
     if all(layer.is_decided) and not rules.reroute_on_append:
         layer.pool = None
@@ -104,6 +104,11 @@ def plan_layer(
     is_deferred = rules.policy == "first_chunk" or (rules.policy == "deferred" and was_waiting)
     now = current if is_deferred else after
     return LayerStep(tokens=tokens, layer=layer, now=now, after=after, is_decided=layer.is_decided)
+
+
+def _keep_rows(routes: Tensor, is_kept: list[bool]) -> Tensor:
+    """Routes (B, G) of the rows that are kept, full heads in the others."""
+    return routes if all(is_kept) else routes & stage(is_kept, routes.device)[:, None]
 
 
 def _expand_forced(forced: Tensor, index: int, batch: int) -> Tensor:
@@ -119,7 +124,7 @@ def _expand_forced(forced: Tensor, index: int, batch: int) -> Tensor:
 
 def _is_ready(rules: RoutingRules, tokens: Tokens, b: int, is_decided: bool) -> bool:
     """Is the route of sequence b decided in this forward?"""
-    prompt = tokens.prompt_counts()[b]
+    prompt = tokens.prompt_counts[b]
     if prompt == 0 or (is_decided and not rules.reroute_on_append):
         return False
     seen = tokens.before[b] + prompt
@@ -165,7 +170,7 @@ def _boundary_keys(n: int, module: Any, hidden: Tensor, real: Tensor, before: Te
 
 def _update_pool(rules: RoutingRules, module: Any, hidden: Tensor, tokens: Tokens, layer: ElasticLayer) -> None:
     assert layer.pool is not None
-    before = torch.tensor(tokens.before, device=hidden.device)
+    before = stage(tokens.before, hidden.device)
     real = _limit(rules, tokens.real_mask(len(hidden), hidden.device), before)
     split = tokens.prompt_columns if layer.record_past else tokens.num_columns
     if split:

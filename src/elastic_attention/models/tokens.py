@@ -14,6 +14,7 @@ class Tokens:
         real: (B, T) bool on the model's device, None = no padding.
         before: real tokens of each sequence before this forward.
         counts: real tokens of each sequence in this forward.
+        prompt_counts: how many of them belong to a prompt.
         prompt_columns: how many of the T columns belong to a prompt; the others were generated.
         completes_prompt: the prompt ends with this forward (a chunk of a longer prompt does not).
     """
@@ -21,15 +22,10 @@ class Tokens:
     real: Tensor | None
     before: list[int]
     counts: list[int]
+    prompt_counts: list[int]
     num_columns: int
     prompt_columns: int
     completes_prompt: bool
-
-    def prompt_counts(self) -> list[int]:
-        """Real prompt tokens of each sequence in this forward."""
-        if self.real is None:
-            return [self.prompt_columns] * len(self.counts)
-        return self.real[:, : self.prompt_columns].sum(1).tolist()
 
     def real_mask(self, batch: int, device: torch.device) -> Tensor:
         """`real` as a tensor, (B, T) bool."""
@@ -49,22 +45,23 @@ def read_tokens(
         before: real tokens in the cache, by sequence.
         prompt_end: column at which the prompt ends; None: several columns at once, or the first one, are a prompt.
     """
-    real, counts = None, [num_columns] * batch
-    if mask is not None:
-        recent = mask[:, past_columns : past_columns + num_columns]
-        counts = recent.sum(1).tolist()
-        if min(counts) < num_columns:
-            real = recent
     if prompt_end is None:
         prompt_columns = num_columns if num_columns > 1 or past_columns == 0 else 0
         completes = True
     else:
         prompt_columns = max(0, min(num_columns, prompt_end - past_columns))
         completes = past_columns + num_columns >= prompt_end
+    real, counts, prompt_counts = None, [num_columns] * batch, [prompt_columns] * batch
+    if mask is not None:
+        recent = mask[:, past_columns : past_columns + num_columns]
+        counts, prompt_counts = torch.stack([recent.sum(1), recent[:, :prompt_columns].sum(1)]).tolist()
+        if min(counts) < num_columns:
+            real = recent
     return Tokens(
         real=real,
         before=before,
         counts=counts,
+        prompt_counts=prompt_counts,
         num_columns=num_columns,
         prompt_columns=prompt_columns,
         completes_prompt=completes,

@@ -89,6 +89,7 @@ def render_frontier(record: Record) -> str:
         Column(key="method", heading="Method", format=_format_words),
         Column(key="decode", heading="Decode", format=format_text),
         Column(key="target", heading="Target", format=format_ratio),
+        Column(key="n", heading="n", format=format_count),
         Column(key="msr", heading="MSR", format=format_ratio),
         Column(key="esr_prefill", heading="ESR prefill", format=format_ratio),
         Column(key="score_text", heading="Score", format=format_text),

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from elastic_attention import BackendUnavailable, StreamingConfig, blended_attention, decode_attention, hybrid_attention
 from elastic_attention.cache import ElasticCache
 from elastic_attention.patterns import build_pattern
+from elastic_attention.types import HeadRoutes
 from oracles import attend_naively, streaming_configs
 
 CONFIG = StreamingConfig(num_sink_tokens=16, local_window=32, block_size=16)
@@ -97,7 +98,7 @@ def test_decoding_over_the_ragged_cache_equals_the_last_row(config, lengths, see
     real = torch.arange(longest) < torch.tensor(lengths)[:, None]
     store = ElasticCache(build_pattern(config))
     store.append(k, v, real)
-    store.assign(routes)
+    store.assign(HeadRoutes(routes))
     store.evict()
     out = decode_attention(q, store)
     for b, n in enumerate(lengths):
@@ -172,9 +173,9 @@ def test_unknown_pattern():
 
 
 def test_auto_logs_its_choice_once(caplog):
-    from elastic_attention import attention
+    from elastic_attention.kernels import backends
 
-    attention._log_choice.cache_clear()
+    backends._log_choice.cache_clear()
     q, k, v = make_qkv(1, 4, 4)
     with caplog.at_level("INFO", logger="elastic_attention"):
         for _ in range(3):

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from elastic_attention import ElasticConfig, RouterConfig, StreamingConfig
-from elastic_attention.config import from_dict, read_toml, to_dict
+from elastic_attention.config import TriangleConfig, XAttentionConfig, from_dict, read_toml, to_dict
 from tiny_models import elastic_config, make_model
 
 
@@ -19,6 +19,46 @@ def test_round_trip_through_json(config):
     data = json.loads(json.dumps(to_dict(config)))
     assert from_dict(ElasticConfig, data) == config
     assert data["format_version"] == 1 and data["routed_layers"] == [0, 1, 2]
+
+
+PATTERNS = [
+    dict(sparse_pattern=StreamingConfig(), full_pattern=XAttentionConfig(threshold=0.8)),
+    dict(sparse_pattern=XAttentionConfig(stride=8, density=0.25)),
+    dict(sparse_pattern=TriangleConfig(num_last_queries=64)),
+]
+
+
+@pytest.mark.parametrize("patterns", PATTERNS, ids=["XA-SSA", "FA-XA", "FA-TA"])
+def test_every_mode_pair_survives_a_file(config, patterns):
+    changed = dataclasses.replace(config, **patterns)
+    data = json.loads(json.dumps(to_dict(changed)))
+    assert from_dict(ElasticConfig, data) == changed
+    assert ElasticConfig.for_model(make_model(), **patterns, pooled_tokens=10, init_std=0.5) == changed
+    for name, pattern in patterns.items():
+        assert getattr(pattern, "kind", None) == data[name].get("kind")
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            pattern.block_size = 1
+
+
+def test_files_without_a_choice_of_patterns_stay_as_they_were(config):
+    data = to_dict(config)
+    assert data["sparse_pattern"] == {"num_sink_tokens": 16, "local_window": 32, "block_size": 16}
+    assert data["full_pattern"] == "full"
+    data["sparse_pattern"]["kind"] = "streaming"
+    assert from_dict(ElasticConfig, data) == config
+    data["full_pattern"] = {}
+    assert from_dict(ElasticConfig, data).full_pattern == XAttentionConfig()
+
+
+@pytest.mark.parametrize("sparse", [XAttentionConfig(), TriangleConfig()])
+def test_xattention_as_full_pattern_needs_streaming(config, sparse):
+    with pytest.raises(ValueError, match="needs a StreamingConfig"):
+        dataclasses.replace(config, sparse_pattern=sparse, full_pattern=XAttentionConfig())
+
+
+def test_sizes_and_a_pattern_exclude_each_other():
+    with pytest.raises(ValueError, match="has its own sizes"):
+        ElasticConfig.for_model(make_model(), sparse_pattern=StreamingConfig(), local_window=128)
 
 
 def test_frozen_slotted_and_keyword_only(config):
@@ -64,6 +104,15 @@ def change(data, path, value):
         ("routed_layers", [], "routed_layers"),
         ("granularity", "token", "granularity='token'.*'head'"),
         ("full_pattern", "xattention", "full_pattern='xattention'"),
+        ("full_pattern", 3, "full_pattern must be str, got 3"),
+        ("full_pattern", {"threshold": 2.0}, "threshold must lie in"),
+        ("full_pattern", {"kind": "triangle"}, r"full_pattern\.kind='triangle'.*\['xattention'\]"),
+        ("sparse_pattern", {"kind": "dense"}, r"sparse_pattern\.kind='dense'.*'streaming'.*'xattention'"),
+        ("sparse_pattern", {"kind": ["triangle"]}, r"sparse_pattern\.kind=\['triangle'\]"),
+        ("sparse_pattern", {"threshold": 0.5}, r"sparse_pattern has unknown keys \['threshold'\]"),
+        ("sparse_pattern", {"kind": "xattention", "local_window": 128}, r"unknown keys \['local_window'\]"),
+        ("sparse_pattern", {"kind": "xattention", "stride": "16"}, r"sparse_pattern\.stride must be int"),
+        ("sparse_pattern", "streaming", "sparse_pattern must be a table"),
         ("format_version", 2, "format_version=2.*Upgrade"),
         ("training", 3, "training must be dict"),
     ],

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from .errors import CacheDepthError
-from .patterns import StreamingPattern
-from .types import HeadRoutes
+from .types import HeadRoutes, PackedRows, Pattern, stage
 
 
 class RowGroup:
@@ -51,7 +50,7 @@ class ElasticCache:
         groups: the rows that keep everything, then the rows that evict.
     """
 
-    def __init__(self, pattern: StreamingPattern, *, keeps_all: bool = False) -> None:
+    def __init__(self, pattern: Pattern, *, keeps_all: bool = False) -> None:
         self.pattern, self.keeps_all = pattern, keeps_all
         self.num_kv_heads = 0
         self.lengths: list[int] = []
@@ -71,6 +70,21 @@ class ElasticCache:
         shape, length = (len(self.lengths), self.num_kv_heads), self.lengths[0]
         group = self.groups[0]
         return group.keys[:, :length].unflatten(0, shape), group.values[:, :length].unflatten(0, shape)
+
+    def gather(self) -> PackedRows:
+        """A packed copy of every row, oldest token first, the gap behind the sink closed."""
+        assert self.groups is not None
+        place = {row: (group, i) for group in self.groups for i, row in enumerate(group.rows)}
+        stored = [self.stored_lengths(group) for group in self.groups]
+        rows = [(group, i, stored[group.is_evicting][i]) for _, (group, i) in sorted(place.items())]
+        lengths = torch.tensor([n for *_, n in rows], dtype=torch.int32)
+        device = self.groups[0].keys.device
+        return PackedRows(
+            keys=torch.cat([group.keys[i, :n] for group, i, n in rows]),
+            values=torch.cat([group.values[i, :n] for group, i, n in rows]),
+            starts=stage((lengths.cumsum(0) - lengths).int(), device),
+            lengths=stage(lengths, device),
+        )
 
     def append(self, keys: Tensor, values: Tensor, real: Tensor | None = None) -> None:
         """Store new tokens.
@@ -165,7 +179,7 @@ class ElasticCache:
             return RowGroup(rows, source.keys[index], source.values[index], is_evicting=is_evicting)
         capacity = max((group.keys.shape[1] for group in sources), default=0)
         keys, values = (like.new_zeros(len(rows), capacity, like.shape[2]) for _ in range(2))
-        sink = self.pattern.config.num_sink_tokens
+        sink = self.pattern.num_pinned_tokens
         for target, (group, i) in enumerate(places):
             # A full row that turns sparse drops what the sparse rows of its sequence have dropped before.
             is_late = is_evicting and not group.is_evicting
@@ -190,7 +204,7 @@ class ElasticCache:
         before = self.stored_lengths(group)
         self.evicted = wanted
         after = self.stored_lengths(group)
-        sink = self.pattern.config.num_sink_tokens
+        sink = self.pattern.num_pinned_tokens
         is_uniform = min(row_drops) == max(row_drops) and min(before) == max(before)
         spans = (
             [(slice(None), row_drops[0], after[0])]
@@ -213,7 +227,7 @@ class ElasticCache:
         evicted = list(self.evicted)
         for b in evicting:
             n = self.lengths[b] - counts[b]
-            if n <= self.pattern.config.num_sink_tokens:
+            if n <= self.pattern.num_pinned_tokens:
                 evicted[b] = 0  # everything that was dropped lies behind the cut
                 continue
             # The next query stands at position n, so it needs what a sequence of n + 1 tokens holds.

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 FORMAT_VERSION = 1
+GRANULARITIES = ("head", "layer")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,26 +31,99 @@ class StreamingConfig:
     block_size: int = 128
 
     def __post_init__(self) -> None:
-        if self.block_size < 1:
-            raise ValueError(f"block_size must be at least 1, got {self.block_size}.")
-        for name in ("num_sink_tokens", "local_window"):
+        _check_blocks(self)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TriangleConfig:
+    """Triangle attention (TA): streaming, but the last queries of the prompt read everything.
+
+    Attributes:
+        num_sink_tokens, local_window, block_size: as in `StreamingConfig`.
+        num_last_queries: queries at the end of the prompt that read every key before them.
+
+    Raises:
+        ValueError: a size is not positive or no multiple of `block_size`.
+    """
+
+    num_sink_tokens: int = 128
+    local_window: int = 2048
+    block_size: int = 128
+    num_last_queries: int = 128
+    kind: str = dataclasses.field(default="triangle", init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        _check_blocks(self)
+        if self.num_last_queries < 1:
+            raise ValueError(f"num_last_queries must be at least 1, got {self.num_last_queries}.")
+
+    @property
+    def streaming(self) -> StreamingConfig:
+        """What all queries but the last ones of the prompt read."""
+        return StreamingConfig(
+            num_sink_tokens=self.num_sink_tokens, local_window=self.local_window, block_size=self.block_size
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class XAttentionConfig:
+    """XAttention (XA): per query block the fewest key blocks whose share of the score mass reaches a threshold.
+
+    Attributes:
+        block_size: tokens of a query block and of a key block.
+        stride: tokens of an antidiagonal; scores are sums over one query and one key of every offset in a stride.
+        threshold: share of the mass that is kept, in (0, 1].
+        density: instead of the threshold, this share of the causal blocks in every row, in (0, 1]. For benchmarks.
+
+    Raises:
+        ValueError: the block is no multiple of the stride, or a share lies outside of (0, 1].
+    """
+
+    block_size: int = 128
+    stride: int = 16
+    threshold: float = 0.9
+    density: float | None = None
+    kind: str = dataclasses.field(default="xattention", init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for name, largest in (("block_size", 128), ("stride", 16)):
             value = getattr(self, name)
-            if value < self.block_size or value % self.block_size:
-                raise ValueError(
-                    f"{name}={value} must be a positive multiple of block_size={self.block_size}; "
-                    f"use {max(1, round(value / self.block_size)) * self.block_size}."
-                )
+            if not 1 <= value <= largest or value & (value - 1):
+                raise ValueError(f"{name} must be a power of two up to {largest}, got {value}.")
+        if self.stride > self.block_size:
+            raise ValueError(f"stride={self.stride} must divide block_size={self.block_size}.")
+        for name in ("threshold", "density"):
+            share = getattr(self, name)
+            if share is not None and not 0.0 < share <= 1.0:
+                raise ValueError(f"{name} must lie in (0, 1], got {share}.")
+
+
+SparsePattern = StreamingConfig | XAttentionConfig | TriangleConfig
+_KINDS: dict[str, type] = {"streaming": StreamingConfig, "xattention": XAttentionConfig, "triangle": TriangleConfig}
+
+
+def _check_blocks(config: StreamingConfig | TriangleConfig) -> None:
+    block = config.block_size
+    if block < 1:
+        raise ValueError(f"block_size must be at least 1, got {block}.")
+    for name in ("num_sink_tokens", "local_window"):
+        value = getattr(config, name)
+        if value < block or value % block:
+            raise ValueError(
+                f"{name}={value} must be a positive multiple of block_size={block}; "
+                f"use {max(1, round(value / block)) * block}."
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RouterConfig:
-    """Sizes of one layer's Attention Router (Elastic Attention, section 3.1).
+    """Sizes of one layer's router (Elastic Attention, section 3.1; Flux Attention, section 3).
 
     Attributes:
-        head_dim: width d of a key.
+        head_dim: width d of a key or query.
         task_hidden, task_width: task MLP, d -> task_hidden -> task_width.
         router_hidden, router_width: router MLP, task_width -> router_hidden -> router_width -> 2.
-        pooled_tokens: n; keys of the first n and last n prompt tokens are averaged.
+        pooled_tokens: n; keys (layer routers: queries) of the first n and last n prompt tokens are averaged.
         count_overlap_twice: prompts shorter than 2n count their overlap twice, as the released code does.
         init_std: standard deviation of freshly initialised weights.
     """
@@ -69,10 +143,21 @@ class RouterConfig:
                 raise ValueError(f"{item.name} must be at least 1, got {getattr(self, item.name)}.")
 
     @classmethod
-    def for_head_dim(cls, head_dim: int, **overrides: Any) -> "RouterConfig":
-        """The paper's widths (4d, d / 4d, d) for keys of width d = `head_dim`."""
-        sizes = dict(task_hidden=4 * head_dim, task_width=head_dim, router_hidden=4 * head_dim, router_width=head_dim)
-        return cls(head_dim=head_dim, **(sizes | overrides))
+    def for_head_dim(cls, head_dim: int, *, granularity: str = "head", **overrides: Any) -> "RouterConfig":
+        """The papers' widths for keys or queries of width d = `head_dim`: (4d, d / 4d, d), layer: (8d, 2d / 4d, d).
+
+        Raises:
+            ValueError: an unknown granularity.
+        """
+        _check_granularity(granularity)
+        scale = 2 if granularity == "layer" else 1
+        task = dict(task_hidden=4 * scale * head_dim, task_width=scale * head_dim)
+        return cls(head_dim=head_dim, **(task | dict(router_hidden=4 * head_dim, router_width=head_dim) | overrides))
+
+
+def _check_granularity(granularity: str) -> None:
+    if granularity not in GRANULARITIES:
+        raise ValueError(f"granularity={granularity!r} is unknown; use 'head' or 'layer'.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,8 +182,8 @@ class ElasticConfig:
         routed_layers: indices of the layers that carry a router.
         router: router sizes.
         sparse_pattern: what a sparse head reads.
-        full_pattern: what a full head reads; "full" is all keys.
-        granularity: "head": one decision per KV head.
+        full_pattern: what a full head reads; "full" is all keys. XAttention needs a streaming sparse pattern.
+        granularity: "head": one decision per KV head, from its keys; "layer": one per layer, from its queries.
         training: facts about the training run, free form.
         format_version: version of the adapter format.
     """
@@ -106,8 +191,8 @@ class ElasticConfig:
     base_model: BaseModel
     routed_layers: tuple[int, ...]
     router: RouterConfig
-    sparse_pattern: StreamingConfig
-    full_pattern: str = "full"
+    sparse_pattern: SparsePattern
+    full_pattern: str | XAttentionConfig = "full"
     granularity: str = "head"
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
     format_version: int = FORMAT_VERSION
@@ -118,10 +203,14 @@ class ElasticConfig:
                 f"format_version={self.format_version} is unknown; this version reads {FORMAT_VERSION}. "
                 "Upgrade elastic-attention or save the adapter again."
             )
-        if self.granularity != "head":
-            raise ValueError(f"granularity={self.granularity!r} is unknown; use 'head'.")
-        if self.full_pattern != "full":
-            raise ValueError(f"full_pattern={self.full_pattern!r} is unknown; use 'full'.")
+        _check_granularity(self.granularity)
+        if isinstance(self.full_pattern, str) and self.full_pattern != "full":
+            raise ValueError(f"full_pattern={self.full_pattern!r} is unknown; use 'full' or an XAttentionConfig.")
+        if self.full_pattern != "full" and not isinstance(self.sparse_pattern, StreamingConfig):
+            raise ValueError(
+                f"full_pattern={self.full_pattern!r} needs a StreamingConfig as sparse_pattern, got "
+                f"{self.sparse_pattern!r}; use full_pattern='full'."
+            )
         wrong = [i for i in self.routed_layers if not 0 <= i < self.base_model.num_layers]
         if wrong or not self.routed_layers:
             raise ValueError(
@@ -136,6 +225,8 @@ class ElasticConfig:
         num_sink_tokens: int | None = None,
         local_window: int | None = None,
         block_size: int | None = None,
+        sparse_pattern: SparsePattern | None = None,
+        full_pattern: str | XAttentionConfig = "full",
         granularity: str = "head",
         **router: Any,
     ) -> "ElasticConfig":
@@ -146,28 +237,35 @@ class ElasticConfig:
 
         Args:
             model: a PreTrainedModel or PeftModel; only its shape is read.
-            num_sink_tokens, local_window, block_size: override the pattern, in tokens.
-            granularity: "head".
+            num_sink_tokens, local_window, block_size: override the streaming pattern, in tokens.
+            sparse_pattern: what sparse heads read instead, not together with these sizes.
+            full_pattern: what full heads read, "full" or an XAttentionConfig.
+            granularity: "head" (Elastic Attention) or "layer" (Flux Attention: all heads of a layer agree).
             router: overrides of `RouterConfig`, such as pooled_tokens.
 
         Raises:
             UnsupportedModel: no layer of the model can be routed.
-            ValueError: a size is no multiple of the block.
+            ValueError: a size is no multiple of the block, or sizes and a pattern were given.
         """
         from .models.families import describe_model
 
         base, routed, context = describe_model(model)
         block, sink, window = (64, 64, 512) if context <= 8192 else (128, 128, 1024 if context <= 32768 else 2048)
         block = block if block_size is None else block_size
+        sizes = (num_sink_tokens, local_window, block_size)
+        if sparse_pattern is not None and any(size is not None for size in sizes):
+            raise ValueError(f"sparse_pattern={sparse_pattern!r} has its own sizes; pass it or the sizes {sizes}.")
+        streaming = StreamingConfig(
+            num_sink_tokens=max(sink, block) if num_sink_tokens is None else num_sink_tokens,
+            local_window=window if local_window is None else local_window,
+            block_size=block,
+        )
         return cls(
             base_model=base,
             routed_layers=routed,
-            router=RouterConfig.for_head_dim(base.head_dim, **router),
-            sparse_pattern=StreamingConfig(
-                num_sink_tokens=max(sink, block) if num_sink_tokens is None else num_sink_tokens,
-                local_window=window if local_window is None else local_window,
-                block_size=block,
-            ),
+            router=RouterConfig.for_head_dim(base.head_dim, granularity=granularity, **router),
+            sparse_pattern=streaming if sparse_pattern is None else sparse_pattern,
+            full_pattern=full_pattern,
             granularity=granularity,
         )
 
@@ -187,7 +285,7 @@ def from_dict(cls: type[T], data: Any, where: str = "") -> T:
     if not isinstance(data, dict):
         raise ValueError(f"{where} must be a table of keys, got {type(data).__name__}.")
     hints = typing.get_type_hints(cls)
-    fields = {item.name: item for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    fields = {item.name: item for item in dataclasses.fields(cls) if item.init}  # type: ignore[arg-type]
     if unknown := sorted(set(data) - set(fields)):
         raise ValueError(f"{where} has unknown keys {unknown}; known keys are {sorted(fields)}.")
     required = {
@@ -207,6 +305,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
             return None
+        if patterns := {kind: cls for kind, cls in _KINDS.items() if cls in args}:
+            if isinstance(value, dict):
+                return _convert_pattern(patterns, value, where)
+            args = tuple(a for a in args if a not in patterns.values()) or args
         return _convert(next(a for a in args if a is not type(None)), value, where)
     if dataclasses.is_dataclass(hint):
         return from_dict(hint, value, where)  # type: ignore[arg-type]
@@ -220,6 +322,14 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):
         raise ValueError(f"{where} must be {getattr(expected, '__name__', expected)}, got {value!r}.")
     return value
+
+
+def _convert_pattern(patterns: dict[str, type], value: dict[str, Any], where: str) -> Any:
+    """The key "kind" names the class; files from before there was a choice have none and mean the first."""
+    kind = value.get("kind", next(iter(patterns)))
+    if kind not in list(patterns):  # whatever a file says may not even have a hash
+        raise ValueError(f"{where}.kind={kind!r} is unknown here; use one of {sorted(patterns)}.")
+    return from_dict(patterns[kind], {name: item for name, item in value.items() if name != "kind"}, where)
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:

@@ -41,5 +41,9 @@ class CheckpointError(ElasticAttentionError, RuntimeError):
     """A training checkpoint is damaged or belongs to another run."""
 
 
+class DataError(ElasticAttentionError, ValueError):
+    """A training record or data file is malformed; the message names file, line, key and remedy."""
+
+
 class DownloadError(ElasticAttentionError, RuntimeError):
     """A model or corpus could not be fetched, or its checksum is wrong."""

@@ -15,6 +15,10 @@ class Pattern(Protocol):
     """What a sparse pattern must answer. Positions count the real tokens of one sequence from 0."""
 
     name: str
+    num_pinned_tokens: int
+    """Tokens at the start that are never dropped."""
+    dense_tokens: int
+    """A sequence of up to this many tokens reads everything all the same."""
 
     def is_visible(self, query_positions: Tensor, key_positions: Tensor) -> Tensor:
         """Bool mask, broadcast of the two int tensors: may this query read this key?"""
@@ -22,6 +26,10 @@ class Pattern(Protocol):
 
     def count_pairs(self, start: int, stop: int) -> int:
         """Query-key pairs that the queries at positions [start, stop) read."""
+        ...
+
+    def count_evicted(self, num_tokens: int) -> int:
+        """Tokens behind the pinned ones that may be dropped once `num_tokens` are cached."""
         ...
 
     def count_held(self, num_tokens: int) -> int:
@@ -43,6 +51,21 @@ class ForwardRecord:
     def stack(self) -> Tensor:
         """Routes of all routed layers, (B, L_routed, G), layers in ascending order."""
         return torch.stack([self.routes[layer] for layer in sorted(self.routes)], dim=1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PackedRows:
+    """Rows of a cache, (sequence, KV head) pairs, one behind the other.
+
+    Attributes:
+        keys, values: (N, D).
+        starts, lengths: (B * G,) int32 on the device, first token and tokens of each row.
+    """
+
+    keys: Tensor
+    values: Tensor
+    starts: Tensor
+    lengths: Tensor
 
 
 class HeadRoutes:

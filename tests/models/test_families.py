@@ -6,8 +6,8 @@ import transformers
 from transformers import DynamicCache
 
 from elastic_attention import UnsupportedModel, attach, find_handle
-from elastic_attention.models.families import find_attention_modules, keys_before_rope
-from tiny_models import FAMILIES, attach_tiny, left_padded, make_model, random_routes, text
+from elastic_attention.models.families import find_attention_modules, keys_before_rope, queries_before_rope
+from tiny_models import FAMILIES, attach_tiny, elastic_config, left_padded, make_model, random_routes, text
 
 MIXED = {"gemma3_text", "cohere2", "olmo3", "exaone4", "ministral"}  # full and sliding layers
 NORM_AFTER_ROPE = {"hunyuan"}
@@ -139,20 +139,21 @@ def test_the_pattern_is_the_block_rule(attached):
 
 
 @torch.no_grad()
-def test_keys_before_rope_are_what_attention_receives_at_position_zero(base, family, monkeypatch):
+@pytest.mark.parametrize("project", [keys_before_rope, queries_before_rope])
+def test_states_before_rope_are_what_attention_receives_at_position_zero(base, family, monkeypatch, project):
     """Position 0 is not rotated, so there the two must agree, norms and fused projections included."""
     model, received, pooled = base[0], {}, {}
     original = transformers.AttentionInterface._global_mapping["sdpa"]
 
     def note(module, query, key, *args, **kwargs):
-        received[module.layer_idx] = key
+        received[module.layer_idx] = key if project is keys_before_rope else query
         return original(module, query, key, *args, **kwargs)
 
     monkeypatch.setitem(transformers.AttentionInterface._global_mapping, "sdpa", note)
 
     def pool(module, args, kwargs):
         hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-        pooled[module.layer_idx] = keys_before_rope(module, hidden)
+        pooled[module.layer_idx] = project(module, hidden)
 
     modules = find_attention_modules(model)
     hooks = [m.register_forward_pre_hook(pool, with_kwargs=True) for m in modules.values()]
@@ -160,10 +161,24 @@ def test_keys_before_rope_are_what_attention_receives_at_position_zero(base, fam
     for hook in hooks:
         hook.remove()
     assert sorted(pooled) == sorted(modules)
-    for layer, keys in pooled.items():
+    for layer, states in pooled.items():
         if family in NORM_AFTER_ROPE:
-            keys = modules[layer].key_layernorm(keys)
-        assert torch.equal(keys.transpose(1, 2), received[layer])
+            module = modules[layer]
+            states = (module.key_layernorm if project is keys_before_rope else module.query_layernorm)(states)
+        assert torch.equal(states.transpose(1, 2), received[layer])
+
+
+@torch.no_grad()
+def test_a_layer_router_decides_for_all_heads_of_a_layer(base):
+    model = base[0]
+    handle = attach_tiny(model, config=elastic_config(model, granularity="layer"))
+    try:
+        model(text(LENGTH, rows=8))
+        routes = handle.report()["routes"][:, list(handle.routed_layers)]
+        assert routes.any() and not routes.all()
+        assert torch.equal(routes, routes[:, :, :1].expand_as(routes))
+    finally:
+        handle.detach()
 
 
 @torch.no_grad()

@@ -7,8 +7,9 @@ from tiny_runs import make_recipe
 from elastic_attention import RecipeError
 from elastic_attention.models.answers import IGNORED, Row, collate_rows
 from elastic_attention.training.batches import StepDataset, stream_steps, weigh_samples
-from elastic_attention.training.objective import IntervalConstraint
-from elastic_attention.training.recipe import DataConfig, Interval
+from elastic_attention.training.objective import IntervalConstraint, MeanFull, SignedConstraint, build_constraint
+from elastic_attention.training.recipe import DataConfig, Interval, ObjectiveConfig
+from elastic_attention.training.sources import SOURCES
 from hash_tokenizer import HashTokenizer
 
 
@@ -77,3 +78,53 @@ def test_every_step_holds_both_categories():
 def test_unknown_kind():
     with pytest.raises(RecipeError, match="riddles"):
         StepDataset(DataConfig(kinds=("riddles",)), HashTokenizer(), seed=0, steps=1)
+
+
+def test_signed_constraint_pushes_from_both_sides():
+    constraint = SignedConstraint(0.8, 0.5)
+    for progress, target in ((0.0, 0.0), (0.25, 0.4), (0.5, 0.8), (0.9, 0.8)):
+        constraint.start_step(progress)
+        assert constraint.current == pytest.approx(target)
+    with torch.no_grad():
+        constraint.multiplier_linear.fill_(-2.0)
+        constraint.multiplier_quadratic.fill_(3.0)
+    msr = torch.tensor([0.5, 0.9], requires_grad=True)
+    penalty = constraint(msr, ["a", "b"])
+    torch.testing.assert_close(penalty, torch.tensor([0.6 + 3 * 0.09, -0.2 + 3 * 0.01]))
+    penalty.sum().backward()
+    assert constraint.multiplier_linear.grad.item() == pytest.approx(-0.3 + 0.1)  # ascent follows the sign of the error
+    constraint.clamp()
+    assert constraint.multiplier_linear.item() == -2.0
+    assert constraint.describe() == {
+        "target_msr": 0.8,
+        "multiplier_linear": {"all": -2.0},
+        "multiplier_quadratic": {"all": 3.0},
+    }
+
+
+def test_signed_constraint_without_a_ramp():
+    constraint = SignedConstraint(0.7, 0.0)
+    constraint.start_step(0.0)
+    assert constraint.current == 0.7
+
+
+def test_mean_full_is_a_price_on_full_heads():
+    constraint = MeanFull(0.05)
+    torch.testing.assert_close(constraint(torch.tensor([0.0, 0.5, 1.0]), ["a"] * 3), torch.tensor([0.05, 0.025, 0.0]))
+    assert not list(constraint.parameters()) and constraint.describe() == {}
+
+
+@pytest.mark.parametrize(
+    ("source", "kind", "wanted"),
+    [
+        ("head_router", None, IntervalConstraint),
+        ("layer_router", None, IntervalConstraint),
+        ("hard_concrete", None, SignedConstraint),
+        ("alpha", None, MeanFull),
+        ("static", "signed", SignedConstraint),
+        ("alpha", "interval", IntervalConstraint),
+    ],
+)
+def test_a_source_brings_its_constraint_unless_the_recipe_says_otherwise(source, kind, wanted):
+    recipe = make_recipe(objective=ObjectiveConfig(constraint=kind))
+    assert type(build_constraint(recipe, SOURCES[source])) is wanted

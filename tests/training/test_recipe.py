@@ -23,7 +23,11 @@ def test_recipe_round_trip(tmp_path):
         (GOOD.replace("steps = 3", 'steps = "3"'), "steps"),
         (GOOD.replace("steps = 3\n", ""), "steps"),
         (GOOD.replace("0.8", "1.8"), "1.8"),
-        (GOOD + '[routes]\nsource = "dice"\n', "dice"),
+        (GOOD + '[routes]\nsource = "dice"\n', "dice.*layer_router.*hard_concrete"),
+        (GOOD + '[objective]\nloss = "regret"\n', "regret.*distillation"),
+        (GOOD + '[objective]\nconstraint = "hope"\n', "hope.*signed"),
+        (GOOD + "[objective]\nramp_ratio = 2.0\n", "ramp_ratio=2.0"),
+        (GOOD.replace("robust = { low = 0.8, high = 1.0 }\n", ""), "intervals.*is empty"),
         ("model = \n", "TOML"),
     ],
 )

@@ -10,6 +10,7 @@ from elastic_attention import CheckpointError, attach
 from elastic_attention.training import trainer
 from elastic_attention.training.checkpoints import FILE
 from elastic_attention.training.recipe import RouteConfig
+from elastic_attention.training.sources import SOURCES
 from elastic_attention.training.trainer import train
 
 
@@ -48,7 +49,7 @@ def test_the_model_comes_back_untouched(tmp_path):
     assert all(torch.equal(p, weights[name]) for name, p in given["model"].state_dict().items())
 
 
-@pytest.mark.parametrize("source", ["head_router", "static"])
+@pytest.mark.parametrize("source", SOURCES)
 def test_killed_run_resumes_bit_equal(tmp_path, monkeypatch, source):
     recipe = make_recipe(routes=RouteConfig(source=source, init_std=0.5, pooled_tokens=8), checkpoint_every=2)
     train(recipe, tmp_path / "whole", **parts())

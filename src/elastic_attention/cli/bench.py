@@ -39,7 +39,7 @@ def bench(
     Exit code 1: a kernel differs from the float64 oracle (no times are reported), or the cache's bytes differ from
     the formula.
     """
-    from ..attention import choose_backend
+    from ..kernels.backends import choose_backend
 
     choose_backend(backend)
     repeats = repeats or (3 if quick else 9)

@@ -38,9 +38,9 @@ def run(
     json: Json = None,
 ) -> None:
     """Answer a question over a text file, and say what was skipped."""
-    from ..attention import choose_backend
     from ..evaluation.documents import check_length, check_question, encode_question, read_document
     from ..evaluation.question import answer_question, build_question_record
+    from ..kernels.backends import choose_backend
 
     started, console = time.perf_counter(), open_console()
     document = read_document(prompt_file)

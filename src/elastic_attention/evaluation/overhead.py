@@ -70,6 +70,7 @@ def measure_kv_bytes(session: Session, *, tokens: int) -> dict[str, Any]:
     with torch.inference_mode():
         cache = session.model(input_ids=draw_prompt(session, tokens), use_cache=True, logits_to_keep=1).past_key_values
     report, pattern = handle.report(), handle.config.sparse_pattern
+    assert isinstance(pattern, StreamingConfig)
     element_bytes = 2 * handle.config.base_model.head_dim * session.dtype.itemsize
     first_local_block = -(-tokens // pattern.block_size) - pattern.local_window // pattern.block_size
     held_by_sparse = min(tokens, pattern.num_sink_tokens + tokens - max(0, first_local_block) * pattern.block_size)

@@ -6,7 +6,11 @@ Shape letters: B batch, T queries, S keys, H query heads, G KV heads, D head dim
 import torch
 from torch import Tensor
 
+from ..config import StreamingConfig
 from ..types import Pattern
+from .block_lists import BlockLists, find_first_blocks
+from .modes import FULL, LISTS, STREAMING, TRIANGLE
+from .spans import Spans
 
 
 def attend_reference(
@@ -27,7 +31,7 @@ def attend_reference(
     visible = _causal(q, k)[None, None] & (
         ~head_is_sparse[:, :, None, None] | pattern.is_visible(*_positions(q, k))[None, None]
     )
-    return _attend_masked(q, k, v, visible, scale)
+    return _attend_masked(q, k, v, visible.repeat_interleave(q.shape[1] // k.shape[1], dim=1), scale)
 
 
 def blend_reference(q: Tensor, k: Tensor, v: Tensor, route: Tensor, pattern: Pattern, scale: float) -> Tensor:
@@ -37,6 +41,86 @@ def blend_reference(q: Tensor, k: Tensor, v: Tensor, route: Tensor, pattern: Pat
     full, _ = attend_reference(q, k, v, ~is_sparse, pattern, scale)
     weight = route.repeat_interleave(q.shape[1] // k.shape[1], dim=1)[..., None, None].to(full.dtype)
     return weight * sparse + (1 - weight) * full
+
+
+def attend_modes(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    modes: Tensor,
+    config: StreamingConfig,
+    scale: float,
+    *,
+    spans: Spans | None = None,
+    lists: BlockLists | None = None,
+    dense_rows: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """What the GPU kernels compute, for every mode and every way to lay out a batch. Reads all of it on the host.
+
+    Args:
+        q: (B, H, T, D); k, v: (B, G, S, D). Packed: B = 1, the sequences follow each other.
+        modes: (sequences, G) int32, the numbers of `kernels.modes`.
+        config: what STREAMING and TRIANGLE heads read.
+        scale: factor of the scores.
+        spans: where the sequences lie; None = every element holds its last T of S positions.
+        lists: what LISTS heads read.
+        dense_rows: (sequences, 2) int, positions [start, stop) of queries of TRIANGLE and LISTS heads that read
+            every key up to themselves.
+
+    Returns:
+        out (B, H, T, D) in q's dtype, zero in rows outside of the spans; lse (B, H, T) float32, -inf there.
+    """
+    out, lse = torch.zeros_like(q), q.new_full(q.shape[:-1], float("-inf"), dtype=torch.float32)
+    num_queries, num_keys = q.shape[2], k.shape[2]
+    listed = None
+    if lists is not None:
+        first = find_first_blocks(len(modes), num_queries, num_keys, lists.block_size, spans).to(q.device)
+        listed = lists.to_mask(first, -(-num_keys // lists.block_size))
+    for row in range(len(modes)):
+        if spans is None:
+            element, queries, keys = row, slice(0, num_queries), slice(0, num_keys)
+        else:
+            parts = (spans.query_start, spans.query_length, spans.key_start, spans.key_length)
+            start, length, key_start, key_length = (int(part[row]) for part in parts)
+            element = 0 if spans.is_packed else row
+            queries, keys = slice(start, start + length), slice(key_start, key_start + key_length)
+        if queries.start == queries.stop:
+            continue
+        x, y, z = q[element, :, queries], k[element, :, keys], v[element, :, keys]
+        blocks = None if lists is None or listed is None else read_lists(listed[row], lists.block_size, x, y)
+        dense = None if dense_rows is None else dense_rows[row]
+        visible = show_keys(x, y, modes[row], config, blocks, dense)
+        one_out, one_lse = _attend_masked(x[None], y[None], z[None], visible[None], scale)
+        out[element, :, queries], lse[element, :, queries] = one_out[0], one_lse[0]
+    return out, lse
+
+
+def read_lists(listed: Tensor, block: int, q: Tensor, k: Tensor) -> Tensor:
+    """(H, M, N) bool of blocks as (H, T, S) bool of tokens."""
+    query_positions, key_positions = _positions(q[None], k[None])
+    rows = query_positions[:, 0] // block
+    return listed[:, rows - rows[0]][:, :, key_positions[0] // block]
+
+
+def show_keys(
+    q: Tensor, k: Tensor, modes: Tensor, config: StreamingConfig, listed: Tensor | None, dense: Tensor | None
+) -> Tensor:
+    """(H, T, S) bool for one sequence: which key each query of each head reads."""
+    block, (query, key) = config.block_size, _positions(q[None], k[None])
+    streamed = (key < config.num_sink_tokens) | (key // block > query // block - config.local_window // block)
+    is_dense = torch.zeros_like(query, dtype=torch.bool)
+    if dense is not None:
+        is_dense = (query >= dense[0]) & (query < dense[1])
+    every = torch.ones_like(streamed)
+    heads = []
+    for head, mode in enumerate(modes.repeat_interleave(len(q) // len(k)).tolist()):
+        shown = {FULL: every, STREAMING: streamed, TRIANGLE: streamed | is_dense}.get(mode)
+        if mode == LISTS and listed is not None:
+            shown = listed[head] | is_dense
+        if shown is None:
+            raise ValueError(f"mode {mode} is unknown or misses its lists; use the numbers of kernels.modes.")
+        heads.append(shown & (key <= query))
+    return torch.stack(heads)
 
 
 def _positions(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
@@ -54,6 +138,6 @@ def _attend_masked(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: floa
     group_size = q.shape[1] // k.shape[1]
     k64, v64 = (x.double().repeat_interleave(group_size, dim=1) for x in (k, v))
     scores = q.double() @ k64.transpose(-1, -2) * scale
-    scores = scores.masked_fill(~visible.repeat_interleave(group_size, dim=1), float("-inf"))
+    scores = scores.masked_fill(~visible, float("-inf"))
     out = scores.softmax(dim=-1) @ v64
     return out.to(q.dtype), scores.logsumexp(dim=-1).float()

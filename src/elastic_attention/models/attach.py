@@ -60,7 +60,7 @@ def attach(
             f"This {type(inner).__name__} carries routers already; call detach() on its handle first."
         )
     if isinstance(source, ElasticConfig):
-        config, routers = source, RouterStack(source.router, source.routed_layers)
+        config, routers = source, RouterStack(source.router, source.routed_layers, source.granularity)
     else:
         config, routers = load_adapter(source if source is not None else find_pretrained(base), revision)
     if problems := check_heads(inner, config):

@@ -13,11 +13,13 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 from ..attention import blended_attention, decode_attention, hybrid_attention
-from ..config import StreamingConfig
+from ..config import SparsePattern, XAttentionConfig
 from ..errors import UnsupportedModel
 from ..types import HeadRoutes
+from .appended import attend_appended
 from .families import refuse_arguments
 from .routing import LayerStep
+from .tokens import Tokens
 
 IMPLEMENTATION = "elastic"
 
@@ -69,7 +71,8 @@ def elastic_attention(
     dropout: float = 0.0,
     elastic: LayerStep | None = None,
     backend: str = "auto",
-    pattern: StreamingConfig | None = None,
+    pattern: SparsePattern | None = None,
+    full_pattern: str | XAttentionConfig = "full",
     keeps_all: bool = False,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
@@ -84,15 +87,19 @@ def elastic_attention(
         )
     refuse_arguments(kwargs | {"dropout": dropout or None})
     step, layer, tokens = elastic, elastic.layer, elastic.tokens
-    is_dense = step.now.is_given_full and tokens.real is None
+    is_dense = step.now.is_given_full and tokens.real is None and full_pattern == "full"
     has_generated = tokens.prompt_columns < tokens.num_columns
+
+    def attend_alone(routes: HeadRoutes, full: str | XAttentionConfig) -> Tensor:
+        options = {"pattern": pattern, "full_pattern": full, "scale": scaling, "backend": backend}
+        return _attend_alone(query, key, value, routes, tokens, options | {"prompt_lengths": step.prompt_lengths})
+
     if layer is None:
         if is_dense:
             return attend_densely(key, value), None
-        out = _attend_alone(query, key, value, step.now, tokens.real, pattern, scaling, backend)
+        out = attend_alone(step.now, full_pattern)
         if has_generated and keeps_all:  # decode="full": generated rows read all keys
-            full = HeadRoutes(torch.zeros(step.now.values.shape, dtype=torch.bool))
-            dense = _attend_alone(query, key, value, full, tokens.real, pattern, scaling, backend)
+            dense = attend_alone(HeadRoutes(torch.zeros(step.now.values.shape, dtype=torch.bool)), "full")
             out = torch.cat([out[:, :, : tokens.prompt_columns], dense[:, :, tokens.prompt_columns :]], dim=2)
         return out.transpose(1, 2), None
     is_new = layer.columns == 0
@@ -105,9 +112,11 @@ def elastic_attention(
         layer.store.evict()  # the new token reads exactly what is kept after it
         out = decode_attention(query, layer.store, scale=scaling)
     elif is_new and not (has_generated and keeps_all):
-        out = _attend_alone(query, key, value, step.now, tokens.real, pattern, scaling, backend)
+        out = attend_alone(step.now, full_pattern)
     else:
-        out = _attend_store(query, step, pattern, scaling, backend, keeps_all)
+        out = attend_appended(
+            query, step, pattern=pattern, full_pattern=full_pattern, scale=scaling, backend=backend, keeps_all=keeps_all
+        )
     if step.after is not step.now:
         layer.store.assign(step.after)
     if not layer.record_past:
@@ -116,80 +125,20 @@ def elastic_attention(
 
 
 def _attend_alone(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    routes: HeadRoutes,
-    real: Tensor | None,
-    pattern: StreamingConfig,
-    scale: float | None,
-    backend: str,
+    q: Tensor, k: Tensor, v: Tensor, routes: HeadRoutes, tokens: Tokens, options: dict[str, Any]
 ) -> Tensor:
     """Queries and keys of the same tokens; each sequence's real tokens are cut out of its padding."""
     verb: Callable[..., Any] = blended_attention if routes.is_sampled else hybrid_attention
     values = routes.on(q.device)
-    options = {"pattern": pattern, "scale": scale, "backend": backend}
-    if real is None:
-        return verb(q, k, v, values, **options)
+    if tokens.real is None or tokens.spans is not None:
+        return verb(q, k, v, values, spans=tokens.spans, **options)
+    lengths = options.pop("prompt_lengths")
     rows = []
-    for b, columns in enumerate(mask.nonzero()[:, 0] for mask in real):
+    for b, columns in enumerate(mask.nonzero()[:, 0] for mask in tokens.real):
         out = torch.zeros_like(q[b : b + 1])
         if len(columns):
             parts = (x[b : b + 1].index_select(2, columns) for x in (q, k, v))
-            out = out.index_copy(2, columns, verb(*parts, values[b : b + 1], **options))
+            ends = None if lengths is None else lengths[b : b + 1]
+            out = out.index_copy(2, columns, verb(*parts, values[b : b + 1], prompt_lengths=ends, **options))
         rows.append(out)
     return torch.cat(rows)
-
-
-def _attend_store(
-    q: Tensor, step: LayerStep, pattern: StreamingConfig, scale: float | None, backend: str, keeps_all: bool
-) -> Tensor:
-    """New tokens against the cache that already holds them; compacted rows follow the same rule as whole ones."""
-    layer, tokens = step.layer, step.tokens
-    assert layer is not None
-    store, (batch, _, num_columns, width) = layer.store, q.shape
-    heads = store.num_kv_heads
-    rows_q = q.reshape(batch * heads, -1, num_columns, width)
-    out = torch.zeros_like(rows_q)
-    row_is_sparse = step.now.host().flatten()
-    for group in store.groups or ():
-        lengths = store.stored_lengths(group)
-        is_uniform = tokens.real is None and len(set(lengths)) == 1
-        members = (
-            [list(range(len(group.rows)))]
-            if is_uniform
-            else [[i for i, row in enumerate(group.rows) if row // heads == b] for b in range(batch)]
-        )
-        for places in filter(None, members):
-            rows, length = [group.rows[i] for i in places], lengths[places[0]]
-            b = rows[0] // heads
-            columns = (
-                torch.arange(num_columns, device=q.device)
-                if is_uniform or tokens.real is None
-                else tokens.real[b].nonzero()[:, 0]
-            )
-            if not len(columns):
-                continue
-            # decode="full" reads all keys in generated rows, so the two kinds of rows are two calls.
-            num_prompt = int((columns < tokens.prompt_columns).sum()) if keeps_all else len(columns)
-            sparse = row_is_sparse[rows][:, None]
-            picked = rows_q[rows][:, :, columns]
-            k, v = (x[places][:, None, :length] for x in (group.keys, group.values))
-            parts = []
-            for begin, end, routes in ((0, num_prompt, sparse), (num_prompt, len(columns), torch.zeros_like(sparse))):
-                if begin < end:
-                    stop = length - len(columns) + end
-                    part = hybrid_attention(
-                        picked[:, :, begin:end],
-                        k[:, :, :stop],
-                        v[:, :, :stop],
-                        routes,
-                        pattern=pattern,
-                        scale=scale,
-                        backend=backend,
-                    )
-                    assert isinstance(part, Tensor)
-                    parts.append(part)
-            index = torch.tensor(rows, device=q.device)
-            out[index[:, None], :, columns[None]] = torch.cat(parts, dim=2).transpose(1, 2)
-    return out.view(q.shape)

@@ -8,8 +8,8 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from ..cache import ElasticCache
 from ..errors import UnsupportedCache
-from ..patterns import StreamingPattern
 from ..router import BoundaryPool
+from ..types import Pattern
 
 
 class ElasticLayer(DynamicLayer):
@@ -27,7 +27,7 @@ class ElasticLayer(DynamicLayer):
 
     is_croppable = True
 
-    def __init__(self, pattern: StreamingPattern, *, keeps_all: bool, num_pooled: int) -> None:
+    def __init__(self, pattern: Pattern, *, keeps_all: bool, num_pooled: int) -> None:
         super().__init__()
         self.pattern, self.keeps_all = pattern, keeps_all
         self.num_pooled = num_pooled

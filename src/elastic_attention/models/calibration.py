@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..patterns import build_pattern
+
 if TYPE_CHECKING:
     from .handle import Handle
 
@@ -25,8 +27,8 @@ def calibrate_budget(handle: "Handle", prompts: Sequence[Any], target: float, to
     if handle.has_given_routes:
         raise ValueError("calibrate needs the router's own routes; call set_routes(None) first.")
     batches = [torch.as_tensor(p, device=handle.model.device).reshape(1, -1) for p in prompts]
-    pattern = handle.config.sparse_pattern
-    shortest, needed = min(b.shape[1] for b in batches), pattern.num_sink_tokens + pattern.local_window
+    shortest = min(b.shape[1] for b in batches)
+    needed = build_pattern(handle.config.sparse_pattern).dense_tokens
     if shortest <= needed:
         raise ValueError(f"A prompt of {shortest} tokens is too short to be routed; give more than {needed} tokens.")
     before = handle.budget

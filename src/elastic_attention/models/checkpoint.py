@@ -1,9 +1,13 @@
-"""Adapter folders: `elastic_config.json`, `elastic_routers.safetensors`. Nothing else is read, nothing is pickled."""
+"""Adapter folders: `elastic_config.json` and `elastic_routers.safetensors`, or `static_routes.safetensors`.
+
+Nothing else is read, nothing is pickled.
+"""
 
 import json
 import os
 import secrets
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,7 @@ from ..router import RouterStack
 
 CONFIG_FILE = "elastic_config.json"
 WEIGHTS_FILE = "elastic_routers.safetensors"
+STATIC_FILE = "static_routes.safetensors"
 
 
 def save_adapter(
@@ -32,16 +37,62 @@ def save_adapter(
     """
     from safetensors.torch import save
 
-    target = Path(folder)
-    if target.exists() and not target.is_dir():
-        raise AdapterError(f"{target} is a file; name a folder for the adapter.")
-    target.mkdir(parents=True, exist_ok=True)
+    target = make_folder(folder)
     state = {
         name: (t if dtype is None else t.to(dtype)).detach().cpu().contiguous()
         for name, t in routers.state_dict().items()
     }
     text = json.dumps(to_dict(config), indent=2, sort_keys=True) + "\n"
     write_together(target, {WEIGHTS_FILE: save(state, metadata={"format": "pt"}), CONFIG_FILE: text.encode()})
+
+
+def save_static_routes(
+    folder: str | Path, head_is_sparse: Tensor, scores: dict[str, Tensor], facts: dict[str, Any]
+) -> None:
+    """Write one mask for all inputs; a failure leaves the file that was there.
+
+    Args:
+        folder: made if missing.
+        head_is_sparse: (L, G) bool, L counts all layers of the model.
+        scores: what the mask was made from, by name.
+        facts: where it comes from, plain JSON values.
+
+    Raises:
+        AdapterError: `folder` is a file.
+    """
+    from safetensors.torch import save
+
+    tensors = {name: t.detach().cpu().contiguous() for name, t in {"head_is_sparse": head_is_sparse, **scores}.items()}
+    data = save(tensors, metadata={"format": "pt", "facts": json.dumps(facts, sort_keys=True)})
+    write_together(make_folder(folder), {STATIC_FILE: data})
+
+
+def read_static_routes(folder: str | Path) -> Tensor:
+    """The (L, G) bool mask of a folder that `save_static_routes` wrote; True = sparse. `Handle.set_routes` takes it.
+
+    Raises:
+        AdapterError: it is missing or damaged.
+    """
+    path = Path(folder) / STATIC_FILE
+    if not path.is_file():
+        raise AdapterError(f"{folder} has no {STATIC_FILE}; name the folder of a static run or of a converted mask.")
+    mask = _read_tensors(path).get("head_is_sparse")
+    if mask is None or mask.dtype != torch.bool or mask.ndim != 2:
+        raise AdapterError(f"{path} holds no bool tensor `head_is_sparse` (L, G); export or convert the mask again.")
+    return mask
+
+
+def make_folder(folder: str | Path) -> Path:
+    """The folder, made if missing.
+
+    Raises:
+        AdapterError: it is a file.
+    """
+    target = Path(folder)
+    if target.exists() and not target.is_dir():
+        raise AdapterError(f"{target} is a file; name a folder for the adapter.")
+    target.mkdir(parents=True, exist_ok=True)
+    return target
 
 
 def write_together(folder: Path, files: dict[str, bytes]) -> None:
@@ -72,10 +123,10 @@ def load_adapter(source: str | Path, revision: str | None = None) -> tuple[Elast
     Raises:
         AdapterError: missing, damaged or unknown files; the message names the file and the remedy.
     """
-    folder = _locate(source, revision)
+    folder = locate_folder(source, (CONFIG_FILE, WEIGHTS_FILE), kind="adapter", revision=revision)
     config = _read_config(folder / CONFIG_FILE)
     with torch.device("meta"):  # sizes are checked against the file before memory is taken
-        routers = RouterStack(config.router, config.routed_layers)
+        routers = RouterStack(config.router, config.routed_layers, config.granularity)
     _load_weights(folder / WEIGHTS_FILE, routers)
     return config, routers
 
@@ -92,17 +143,26 @@ def push_adapter(repo_id: str, config: ElasticConfig, routers: RouterStack, *, p
         return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload routers").commit_url)
 
 
-def _locate(source: str | Path, revision: str | None) -> Path:
+def locate_folder(source: str | Path, patterns: Sequence[str], *, kind: str, revision: str | None = None) -> Path:
+    """A local folder as it is; otherwise the snapshot of a hub repository.
+
+    Args:
+        patterns: files to fetch, the one that tells what the folder is first.
+        kind: "adapter" or "model", for the message.
+
+    Raises:
+        AdapterError: there is no such folder, and no such repository could be fetched.
+    """
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder
     if folder.is_absolute() or folder.exists() or str(source).startswith(".") or str(source).count("/") != 1:
-        raise AdapterError(f"There is no adapter folder {folder}; pass a folder with {CONFIG_FILE} or a hub id.")
+        raise AdapterError(f"There is no {kind} folder {folder}; pass a folder with {patterns[0]} or a hub id.")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(str(source), revision=revision, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
+        return Path(snapshot_download(str(source), revision=revision, allow_patterns=list(patterns)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise AdapterError(f"{source} is no local folder and could not be fetched from the hub: {error}") from error
 
@@ -127,16 +187,20 @@ def _read_config(path: Path) -> ElasticConfig:
         raise AdapterError(f"{path}: {error}") from error
 
 
-def _load_weights(path: Path, routers: RouterStack) -> None:
+def _read_tensors(path: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    if not path.is_file():
-        raise AdapterError(f"{path.parent} has no {WEIGHTS_FILE}; fetch or save the adapter again.")
     try:
-        state: dict[str, Tensor] = load_file(path)
+        return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise AdapterError(f"{path} is damaged or truncated ({error}); fetch or save the adapter again.") from error
+
+
+def _load_weights(path: Path, routers: RouterStack) -> None:
+    if not path.is_file():
+        raise AdapterError(f"{path.parent} has no {WEIGHTS_FILE}; fetch or save the adapter again.")
+    state = _read_tensors(path)
     wanted = {name: tuple(t.shape) for name, t in routers.state_dict().items()}
     found = {name: tuple(t.shape) for name, t in state.items()}
     if wanted != found:
@@ -155,13 +219,12 @@ def _load_weights(path: Path, routers: RouterStack) -> None:
 
 def _model_card(repo_id: str, config: ElasticConfig) -> str:
     base: Any = config.base_model
-    pattern = config.sparse_pattern
     return (
         f"---\nbase_model: {base.name}\nlibrary_name: elastic-attention\n"
         "tags: [sparse-attention, long-context]\n---\n\n"
         f"# Attention routers for {base.name}\n\n"
-        f"Routers decide per prompt and KV head between full attention and streaming attention (sink "
-        f"{pattern.num_sink_tokens}, window {pattern.local_window}, blocks of {pattern.block_size}).\n\n"
+        f"Routers decide per prompt and KV head between full and sparse attention.\n\n"
+        f"- full: `{config.full_pattern}`\n- sparse: `{config.sparse_pattern}`\n\n"
         "```python\nfrom elastic_attention import attach\n"
         f'handle = attach(model, "{repo_id}")\n```\n'
     )

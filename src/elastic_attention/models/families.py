@@ -101,7 +101,7 @@ def describe_model(model: Any) -> tuple[BaseModel, tuple[int, ...], int]:
     text = inner.config.get_text_config()
     first: Any = next(iter(modules.values()))
     base = BaseModel(
-        name=_public_name(getattr(inner.config, "_name_or_path", "")),
+        name=name_publicly(getattr(inner.config, "_name_or_path", "")),
         revision=getattr(inner.config, "_commit_hash", None),
         model_type=text.model_type,
         num_layers=text.num_hidden_layers,
@@ -112,13 +112,13 @@ def describe_model(model: Any) -> tuple[BaseModel, tuple[int, ...], int]:
     return base, tuple(modules), int(getattr(text, "max_position_embeddings", 8192))
 
 
-def _public_name(name: str) -> str | None:
+def name_publicly(name: str) -> str | None:
     """A hub id as it is, a folder by its last part: where it lies on this disk is nobody else's business."""
     return (Path(name).name if Path(name).is_dir() else name) or None
 
 
 def keys_before_rope(module: Any, hidden_states: Tensor) -> Tensor:
-    """Keys as the router wants them: projected, normalised where the model does so, not yet rotated.
+    """Keys as a head router wants them: projected, normalised where the model does so, not yet rotated.
 
     Args:
         module: the attention module.
@@ -127,18 +127,37 @@ def keys_before_rope(module: Any, hidden_states: Tensor) -> Tensor:
     Returns:
         (B, m, G, D) in the model's dtype.
     """
-    head_dim, heads = int(module.head_dim), count_kv_heads(module)
-    if hasattr(module, "k_proj"):
-        keys = module.k_proj(hidden_states)
+    return _project(module, hidden_states, "k")
+
+
+def queries_before_rope(module: Any, hidden_states: Tensor) -> Tensor:
+    """Queries as a layer router wants them: (B, m, H, D), otherwise like `keys_before_rope`.
+
+    Raises:
+        UnsupportedModel: the projection gives more than queries, such as a gate.
+    """
+    return _project(module, hidden_states, "q")
+
+
+def _project(module: Any, hidden_states: Tensor, letter: str) -> Tensor:
+    head_dim, num_kv_heads = int(module.head_dim), count_kv_heads(module)
+    num_q_heads = num_kv_heads * int(module.num_key_value_groups)
+    heads, offset = (num_q_heads, 0) if letter == "q" else (num_kv_heads, num_q_heads * head_dim)
+    if hasattr(module, f"{letter}_proj"):
+        states = getattr(module, f"{letter}_proj")(hidden_states)
     else:  # one fused projection, queries first (Phi-3)
-        num_q_heads = heads * module.num_key_value_groups
-        keys = module.qkv_proj(hidden_states).narrow(-1, num_q_heads * head_dim, heads * head_dim)
-    norm: Any = getattr(module, "k_norm", None)
+        states = module.qkv_proj(hidden_states).narrow(-1, offset, heads * head_dim)
+    if states.shape[-1] != heads * head_dim:
+        raise UnsupportedModel(
+            f"`{letter}_proj` of {type(module).__name__} gives {states.shape[-1]} features for {heads} heads of "
+            f"{head_dim}; a router cannot tell which of them it should read."
+        )
+    norm: Any = getattr(module, f"{letter}_norm", None)
     is_flat = norm is not None and _norm_width(norm) == heads * head_dim and heads > 1
     if is_flat:  # OLMo-2 normalises over all heads at once
-        keys = norm(keys)
-    keys = keys.unflatten(-1, (heads, head_dim))
-    return keys if norm is None or is_flat else norm(keys)
+        states = norm(states)
+    states = states.unflatten(-1, (heads, head_dim))
+    return states if norm is None or is_flat else norm(states)
 
 
 def _norm_width(norm: nn.Module) -> int:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..patterns import build_pattern
+
 if TYPE_CHECKING:
     from .handle import Handle
 
@@ -107,8 +109,7 @@ def probe_routes(handle: "Handle", input_ids: Tensor, attention_mask: Tensor | N
             position_ids=rank.gather(1, order).clamp(min=0),
             use_cache=False,
         )
-    pattern = config.sparse_pattern
-    return routes & (total.cpu() > pattern.num_sink_tokens + pattern.local_window)[:, :, None]
+    return routes & (total.cpu() > build_pattern(config.sparse_pattern).dense_tokens)[:, :, None]
 
 
 def _refuse_long_prompt(handle: "Handle", num_columns: int, mask: Tensor | None) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..attention import choose_backend
-from ..config import ElasticConfig
+from ..config import ElasticConfig, XAttentionConfig
+from ..kernels.backends import choose_backend
 from ..patterns import build_pattern
 from ..router import RouterStack
 from ..types import ForwardRecord
@@ -22,7 +22,7 @@ from .families import count_kv_heads, find_attention_modules, unwrap_model
 from .generation import Prompt, wrap_generate
 from .report import RouteReport
 from .routing import LayerStep, RouteSource, RoutingRules, plan_layer
-from .tokens import read_tokens
+from .tokens import Tokens, read_tokens
 
 _logger = logging.getLogger(__name__)
 _MARK = "_elastic_handle"
@@ -58,6 +58,8 @@ class Handle:
         self.reroute_on_append = reroute_on_append
         self.backend = choose_backend(backend)
         self._pattern = build_pattern(config.sparse_pattern)
+        # What XAttention may want next is not known, so its heads keep every key and answers read them all.
+        self._keeps_all = decode == "full" or isinstance(config.sparse_pattern, XAttentionConfig)
         self.restart_report()
         self._element_bytes = 0
         self._forced: Tensor | None = None
@@ -65,6 +67,7 @@ class Handle:
         self._record: ForwardRecord | None = None
         self._prompt_lengths: Tensor | None = None
         self.prompt: Prompt | None = None
+        self._tokens: tuple[Tensor | None, Any, Tokens] | None = None  # of the forward under way
         self._is_enabled = True
         self._install()
 
@@ -205,9 +208,10 @@ class Handle:
 
     def restart_report(self) -> None:
         """Begin new books; `generate` calls it once, a forward outside of it each time."""
-        self._report = RouteReport(self._pattern, self.config.base_model.num_layers, keeps_all=self.decode == "full")
+        self._report = RouteReport(self._pattern, self.config.base_model.num_layers, keeps_all=self._keeps_all)
 
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._tokens = None
         if self._is_enabled and self.prompt is None:
             self.restart_report()
 
@@ -228,15 +232,7 @@ class Handle:
         layer = None if cache is None else claim_layer(cache, index, self._make_layer)
         if layer is not None and self.prompt is not None:
             layer.record_past = self.prompt.is_assisted
-        batch, num_columns = hidden.shape[:2]
-        tokens = read_tokens(
-            mask,
-            batch=batch,
-            num_columns=num_columns,
-            past_columns=layer.columns if layer else 0,
-            before=layer.store.lengths if layer and layer.columns else [0] * batch,
-            prompt_end=self.prompt.num_columns if self.prompt else None,
-        )
+        tokens = self._read_tokens(mask, hidden, layer)
         step = plan_layer(self._rules(), index, module, hidden, tokens, layer)
         self._element_bytes = 2 * int(module.head_dim) * hidden.element_size()
         self._note(index, step)
@@ -244,9 +240,29 @@ class Handle:
             "elastic": step,
             "backend": self.backend,
             "pattern": self.config.sparse_pattern,
-            "keeps_all": self.decode == "full",
+            "full_pattern": self.config.full_pattern,
+            "keeps_all": self._keeps_all,
         }
         return args, kwargs | extra
+
+    def _read_tokens(self, mask: Tensor | None, hidden: Tensor, layer: ElasticLayer | None) -> Tokens:
+        """Tokens of this forward; a mask is looked at once, not once a layer, since the host must wait for it."""
+        batch, num_columns = hidden.shape[:2]
+        past_columns = layer.columns if layer else 0
+        before = list(layer.store.lengths) if layer and layer.columns else [0] * batch
+        prompt_end = self.prompt.num_columns if self.prompt else None
+        key = (num_columns, past_columns, before, prompt_end)
+        if self._tokens is None or self._tokens[0] is not mask or self._tokens[1] != key:
+            tokens = read_tokens(
+                mask,
+                batch=batch,
+                num_columns=num_columns,
+                past_columns=past_columns,
+                before=before,
+                prompt_end=prompt_end,
+            )
+            self._tokens = mask, key, tokens
+        return self._tokens[2]
 
     def _note(self, index: int, step: LayerStep) -> None:
         self._report.add(index, step)
@@ -268,7 +284,7 @@ class Handle:
         )
 
     def _make_layer(self) -> ElasticLayer:
-        return ElasticLayer(self._pattern, keeps_all=self.decode == "full", num_pooled=self.config.router.pooled_tokens)
+        return ElasticLayer(self._pattern, keeps_all=self._keeps_all, num_pooled=self.config.router.pooled_tokens)
 
     @property
     def has_given_routes(self) -> bool:

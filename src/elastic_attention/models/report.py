@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..patterns import StreamingPattern
 from ..sparsity import count_causal_pairs, count_read_pairs, effective_sparsity_ratio
+from ..types import Pattern
 from .cache_layer import ElasticLayer
 from .routing import LayerStep
 
@@ -24,7 +24,7 @@ class _Row:
 class RouteReport:
     """Collects one `LayerStep` per layer and forward; `summarize` turns them into the handle's report."""
 
-    def __init__(self, pattern: StreamingPattern, num_layers: int, *, keeps_all: bool) -> None:
+    def __init__(self, pattern: Pattern, num_layers: int, *, keeps_all: bool) -> None:
         self.pattern, self.num_layers, self.keeps_all = pattern, num_layers, keeps_all
         self.rows: list[_Row] = []
         self.steps: dict[int, LayerStep] = {}  # of the forward under way

@@ -1,5 +1,6 @@
 """Deciding the routes of one layer for one forward pass: who is ready, what applies now, what applies later."""
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -7,15 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import ElasticConfig
-from ..router import BoundaryPool, select_boundary
+from ..config import ElasticConfig, StreamingConfig
+from ..patterns import build_pattern
+from ..router import BoundaryPool, average_heads, select_boundary
 from ..types import HeadRoutes, stage
 from .cache_layer import ElasticLayer
-from .families import count_kv_heads, keys_before_rope
+from .families import count_kv_heads, keys_before_rope, queries_before_rope
 from .tokens import Tokens
 
 RouteSource = Callable[[int, Tensor], Tensor]
-"""(layer index, pooled keys (B, G, D) float32) -> routes (B, G), bool or float, True or 1 = sparse."""
+"""(layer index, pooled states float32) -> routes (B, G) or (B, 1), bool or float, True or 1 = sparse.
+
+The states are mean keys (B, G, D), or the mean query (B, 1, D) where the configuration says granularity="layer". Routes
+(B, 1) count for every KV head.
+"""
 
 POLICIES = ("deferred", "first_chunk", "probe")
 
@@ -28,6 +34,7 @@ class LayerStep:
         layer: cache layer, None without a cache.
         now: (B, G) routes in effect for this forward's queries.
         after: (B, G) routes from the next forward on.
+        prompt_lengths: (B,) int on the model's device, real prompt tokens where rows of answers follow; else None.
         is_decided: by sequence, False while it is too short to be routed.
     """
 
@@ -35,6 +42,7 @@ class LayerStep:
     layer: ElasticLayer | None
     now: HeadRoutes
     after: HeadRoutes
+    prompt_lengths: Tensor | None = None
     is_decided: list[bool]
 
 
@@ -66,6 +74,19 @@ def plan_layer(
     rules: RoutingRules, index: int, module: Any, hidden: Tensor, tokens: Tokens, layer: ElasticLayer | None
 ) -> LayerStep:
     """Decide the routes of layer `index`; hidden (B, T, hidden) is the input of its attention."""
+    step = _decide(rules, index, module, hidden, tokens, layer)
+    is_streaming = isinstance(rules.config.sparse_pattern, StreamingConfig) and rules.config.full_pattern == "full"
+    if is_streaming:  # treats answers like prompts
+        return step
+    lengths = rules.prompt_lengths
+    if lengths is None and tokens.prompt_columns < tokens.num_columns:
+        lengths = torch.tensor([b + p for b, p in zip(tokens.before, tokens.prompt_counts, strict=True)])
+    return step if lengths is None else dataclasses.replace(step, prompt_lengths=stage(lengths, hidden.device))
+
+
+def _decide(
+    rules: RoutingRules, index: int, module: Any, hidden: Tensor, tokens: Tokens, layer: ElasticLayer | None
+) -> LayerStep:
     batch, heads = hidden.shape[0], count_kv_heads(module)
     is_new = not any(tokens.before) and (layer is None or layer.columns == 0)
     if is_new and rules.forced is not None:
@@ -95,7 +116,7 @@ def plan_layer(
     if not any(ready):
         return unchanged
     pooled = layer.pool.mean(count_overlap_twice=rules.config.router.count_overlap_twice)
-    chosen = _keep_rows(rules.source(index, pooled).bool(), ready)
+    chosen = _keep_rows(_ask_source(rules, index, pooled, heads).bool(), ready)
     after = HeadRoutes(chosen if is_new else chosen | current.on(chosen.device))
     layer.is_decided = [d or r for d, r in zip(layer.is_decided, ready, strict=True)]
     if all(layer.is_decided) and not rules.reroute_on_append:
@@ -134,9 +155,8 @@ def _is_ready(rules: RoutingRules, tokens: Tokens, b: int, is_decided: bool) -> 
 
 
 def _is_long(rules: RoutingRules, num_tokens: int) -> bool:
-    """Is a sequence longer than the sink and the window, so that routes make a difference?"""
-    pattern = rules.config.sparse_pattern
-    return num_tokens > pattern.num_sink_tokens + pattern.local_window
+    """Is a sequence so long that routes make a difference?"""
+    return num_tokens > build_pattern(rules.config.sparse_pattern).dense_tokens
 
 
 def _route_once(rules: RoutingRules, index: int, module: Any, hidden: Tensor, tokens: Tokens) -> Tensor:
@@ -144,8 +164,14 @@ def _route_once(rules: RoutingRules, index: int, module: Any, hidden: Tensor, to
     pool = BoundaryPool(rules.config.router.pooled_tokens)
     before = torch.zeros(len(hidden), dtype=torch.long, device=hidden.device)
     real = _limit(rules, tokens.real_mask(len(hidden), hidden.device), before)
-    _pool_tokens(pool, module, hidden, real, before)
-    return rules.source(index, pool.mean(count_overlap_twice=rules.config.router.count_overlap_twice))
+    pool.update(*_boundary_states(rules, module, hidden, real, before))
+    pooled = pool.mean(count_overlap_twice=rules.config.router.count_overlap_twice)
+    return _ask_source(rules, index, pooled, count_kv_heads(module))
+
+
+def _ask_source(rules: RoutingRules, index: int, pooled: Tensor, heads: int) -> Tensor:
+    routes = rules.source(index, pooled)
+    return routes if routes.shape[1] == heads else routes.expand(-1, heads).contiguous()
 
 
 def _limit(rules: RoutingRules, real: Tensor, before: Tensor) -> Tensor:
@@ -158,13 +184,14 @@ def _limit(rules: RoutingRules, real: Tensor, before: Tensor) -> Tensor:
     return real if limit is None else real & (before[:, None] + real.cumsum(1) <= limit)
 
 
-def _pool_tokens(pool: BoundaryPool, module: Any, hidden: Tensor, real: Tensor, before: Tensor) -> None:
-    pool.update(*_boundary_keys(pool.num_pooled, module, hidden, real, before))
-
-
-def _boundary_keys(n: int, module: Any, hidden: Tensor, real: Tensor, before: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    index, rank, is_valid = select_boundary(real, before, n)
+def _boundary_states(
+    rules: RoutingRules, module: Any, hidden: Tensor, real: Tensor, before: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys (B, m, G, D) of the pooled tokens, or their mean queries (B, m, 1, D) for layer routers; rank; validity."""
+    index, rank, is_valid = select_boundary(real, before, rules.config.router.pooled_tokens)
     chosen = hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[-1]))
+    if rules.config.granularity == "layer":
+        return average_heads(queries_before_rope(module, chosen), dim=2), rank, is_valid
     return keys_before_rope(module, chosen), rank, is_valid
 
 
@@ -174,8 +201,8 @@ def _update_pool(rules: RoutingRules, module: Any, hidden: Tensor, tokens: Token
     real = _limit(rules, tokens.real_mask(len(hidden), hidden.device), before)
     split = tokens.prompt_columns if layer.record_past else tokens.num_columns
     if split:
-        _pool_tokens(layer.pool, module, hidden[:, :split], real[:, :split], before)
+        layer.pool.update(*_boundary_states(rules, module, hidden[:, :split], real[:, :split], before))
     if split < tokens.num_columns:
         # Candidates of assisted decoding may be taken back, so they are pooled only when they are kept.
         start = before + real[:, :split].sum(1)
-        layer.pooled_later.append(_boundary_keys(layer.num_pooled, module, hidden[:, split:], real[:, split:], start))
+        layer.pooled_later.append(_boundary_states(rules, module, hidden[:, split:], real[:, split:], start))

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..kernels.spans import Spans
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tokens:
@@ -12,6 +14,7 @@ class Tokens:
 
     Attributes:
         real: (B, T) bool on the model's device, None = no padding.
+        spans: where the real tokens of each sequence lie; None without padding, or if a row has holes.
         before: real tokens of each sequence before this forward.
         counts: real tokens of each sequence in this forward.
         prompt_counts: how many of them belong to a prompt.
@@ -20,6 +23,7 @@ class Tokens:
     """
 
     real: Tensor | None
+    spans: Spans | None
     before: list[int]
     counts: list[int]
     prompt_counts: list[int]
@@ -51,18 +55,36 @@ def read_tokens(
     else:
         prompt_columns = max(0, min(num_columns, prompt_end - past_columns))
         completes = past_columns + num_columns >= prompt_end
-    real, counts, prompt_counts = None, [num_columns] * batch, [prompt_columns] * batch
+    real, spans = None, None
+    counts, prompt_counts = [num_columns] * batch, [prompt_columns] * batch
     if mask is not None:
         recent = mask[:, past_columns : past_columns + num_columns]
-        counts, prompt_counts = torch.stack([recent.sum(1), recent[:, :prompt_columns].sum(1)]).tolist()
+        total, first = recent.sum(1), recent.int().argmax(1)
+        last = num_columns - 1 - recent.flip(1).int().argmax(1)
+        in_prompt, has_holes = recent[:, :prompt_columns].sum(1), (total > 0) & (last - first + 1 > total)
+        counts, prompt_counts, holes = torch.stack([total, in_prompt, has_holes.long()]).tolist()
         if min(counts) < num_columns:
             real = recent
+            spans = None if any(holes) else _make_spans(first, total, num_columns)
     return Tokens(
         real=real,
+        spans=spans,
         before=before,
         counts=counts,
         prompt_counts=prompt_counts,
         num_columns=num_columns,
         prompt_columns=prompt_columns,
         completes_prompt=completes,
+    )
+
+
+def _make_spans(first: Tensor, length: Tensor, num_columns: int) -> Spans:
+    start, length = first.int(), length.int()
+    return Spans(
+        query_start=start,
+        query_length=length,
+        key_start=start,
+        key_length=length,
+        is_packed=False,
+        max_query_length=num_columns,
     )

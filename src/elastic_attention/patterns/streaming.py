@@ -12,6 +12,8 @@ class StreamingPattern:
 
     def __init__(self, config: StreamingConfig) -> None:
         self.config = config
+        self.num_pinned_tokens = config.num_sink_tokens
+        self.dense_tokens = config.num_sink_tokens + config.local_window
 
     def is_visible(self, query_positions: Tensor, key_positions: Tensor) -> Tensor:
         """Bool mask over the broadcast of two int position tensors."""

@@ -1,7 +1,18 @@
-"""The Attention Router: pooled keys in, one decision per KV head out. It sees neither queries nor values."""
+"""Routers: pooled keys in, one decision per KV head out; or pooled queries, one decision per layer. No values."""
 
-from .attention_router import AttentionRouter, RouterStack
+from .attention_router import AttentionRouter
+from .layer_router import LayerRouter, average_heads
 from .pooling import BoundaryPool, select_boundary
 from .sampling import RouteNoise, RouteSampler
+from .stack import RouterStack
 
-__all__ = ["AttentionRouter", "BoundaryPool", "RouteNoise", "RouteSampler", "RouterStack", "select_boundary"]
+__all__ = [
+    "AttentionRouter",
+    "BoundaryPool",
+    "LayerRouter",
+    "RouteNoise",
+    "RouteSampler",
+    "RouterStack",
+    "average_heads",
+    "select_boundary",
+]

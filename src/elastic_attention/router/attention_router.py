@@ -1,6 +1,4 @@
-"""The Attention Router of one layer, and the routers of a model (Elastic Attention, section 3.1)."""
-
-from collections.abc import Sequence
+"""The Attention Router of one layer (Elastic Attention, section 3.1)."""
 
 import torch
 from torch import Tensor, nn
@@ -53,16 +51,3 @@ class AttentionRouter(nn.Module):
         """
         logits = self.logits(pooled, budget)
         return logits[..., SPARSE] > logits[..., FULL] if sampler is None else sampler(logits, layer)
-
-
-class RouterStack(nn.Module):
-    """The routers of a model, keyed by layer index: state dict names `layers.{i}.task_mlp.0.weight` and so on."""
-
-    def __init__(self, config: RouterConfig, layer_indices: Sequence[int]) -> None:
-        super().__init__()
-        self.layers = nn.ModuleDict({str(i): AttentionRouter(config) for i in layer_indices})
-
-    def __getitem__(self, layer: int) -> AttentionRouter:
-        router = self.layers[str(layer)]
-        assert isinstance(router, AttentionRouter)
-        return router

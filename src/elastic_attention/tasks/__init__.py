@@ -9,10 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from elastic_attention.tasks.corpora import Corpora, build_corpora, load_corpora, load_document
+    from elastic_attention.tasks.corpora import Corpora, build_corpora, corpora_digest, load_corpora, load_document
     from elastic_attention.tasks.drawing import SPLITS
     from elastic_attention.tasks.registry import KINDS, Kind, generate
-    from elastic_attention.tasks.sample import Sample, render
+    from elastic_attention.tasks.sample import Sample, render, to_row
 
 __all__ = [
     "KINDS",
@@ -21,15 +21,18 @@ __all__ = [
     "Kind",
     "Sample",
     "build_corpora",
+    "corpora_digest",
     "generate",
     "load_corpora",
     "load_document",
     "render",
+    "to_row",
 ]
 
 HOMES = {
     "Corpora": "corpora",
     "build_corpora": "corpora",
+    "corpora_digest": "corpora",
     "load_corpora": "corpora",
     "load_document": "corpora",
     "SPLITS": "drawing",
@@ -38,6 +41,7 @@ HOMES = {
     "generate": "registry",
     "Sample": "sample",
     "render": "sample",
+    "to_row": "sample",
 }
 
 

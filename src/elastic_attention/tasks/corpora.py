@@ -115,6 +115,17 @@ def load_corpora(folder: str | Path | None = None) -> Corpora:
     )
 
 
+def corpora_digest(folder: str | Path | None = None) -> str:
+    """Checksum of everything in the texts that `load_corpora(folder)` would return.
+
+    Raises DownloadError as `load_corpora` does.
+    """
+    root = SHIPPED if folder is None else Path(folder)
+    check_manifest(root)
+    # The code of the small texts is that of the interpreter.
+    return f"{sha256_of(root / MANIFEST)} {sys.version if folder is None else ''}"
+
+
 def load_document(title: str = DOCUMENT_TITLE) -> Document:
     """One whole address out of the package's own texts, by default of 31 KB (about 6,500 tokens), for demonstrations.
 

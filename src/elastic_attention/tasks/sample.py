@@ -43,6 +43,18 @@ def render(sample: Sample, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     return list(encode_prompt(sample, tokenizer)), encode(sample.answer, tokenizer)
 
 
+def to_row(sample: Sample) -> dict[str, Any]:
+    """The sample as a training record; its kind is the record's `task`."""
+    metadata = {"task": sample.kind, "is_chat": sample.is_chat, "answer_prefix": sample.answer_prefix}
+    return {
+        "context": sample.context,
+        "question": sample.question,
+        "answer": sample.answer,
+        "category": sample.category,
+        "metadata": metadata,
+    }
+
+
 # `generate` checks the length of what the caller then renders, so each prompt is tokenised once.
 @lru_cache(maxsize=16)
 def encode_prompt(sample: Sample, tokenizer: Tokenizer) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
 """The samples of each step, made ahead by worker processes."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -10,8 +10,10 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from ..errors import RecipeError
 from ..models.answers import AnswerBatch, collate_rows, draw_row, pad_token
 from ..tasks import KINDS, load_corpora
+from .data.weights import weigh_categories
 from .recipe import DataConfig
 
+Batches_co = TypeVar("Batches_co", covariant=True)
 _MAX_ROWS_PER_STEP = 4096
 
 
@@ -26,10 +28,30 @@ def kinds_of(config: DataConfig) -> tuple[str, ...]:
     return config.kinds or tuple(KINDS)
 
 
+class Steps(Protocol[Batches_co]):
+    """The forwards of each step, by number of the step: padded (`StepDataset`) or packed (`data.steps.PackedSteps`)."""
+
+    config: DataConfig
+
+    def __len__(self) -> int:
+        """Number of steps."""
+        ...
+
+    def __getitem__(self, step: int) -> Batches_co:
+        """The forwards of a step."""
+        ...
+
+
 class StepDataset(Dataset[list[AnswerBatch]]):
-    """Item i is the list of forwards of step i. Samples depend on (seed, step) only, not on workers or resumption."""
+    """Item i is the list of forwards of step i. Samples depend on (seed, step) only, not on workers or resumption.
+
+    Raises:
+        RecipeError: an unknown kind, or a recipe with packs, which `data.steps.PackedSteps` reads.
+    """
 
     def __init__(self, config: DataConfig, tokenizer: Any, *, seed: int, steps: int, split: str = "train") -> None:
+        if config.packs is not None:
+            raise RecipeError("[data.packs] asks for packs, and these are padded batches; remove the table.")
         self.config, self.tokenizer, self.seed, self.steps, self.split = config, tokenizer, seed, steps, split
         self.turns = _alternate_categories(kinds_of(config))
         self.corpora = load_corpora(config.corpora)
@@ -69,20 +91,16 @@ def _alternate_categories(kinds: Sequence[str]) -> list[str]:
 
 
 def weigh_samples(batches: Sequence[AnswerBatch]) -> list[Tensor]:
-    """Each sample's share of the step's loss, 1 / (categories * samples of its category), (B,) float32 a batch.
-
-    The whole step counts, so neither accumulation nor the order of samples changes anything.
-    """
-    categories = [row.category for batch in batches for row in batch.rows]
-    counts = {c: categories.count(c) for c in set(categories)}
-    return [torch.tensor([1.0 / (len(counts) * counts[row.category]) for row in batch.rows]) for batch in batches]
+    """`weigh_categories` of the whole step, (B,) float32 a batch."""
+    weights = torch.tensor(weigh_categories([row.category for batch in batches for row in batch.rows]))
+    return list(weights.split([len(batch.rows) for batch in batches]))
 
 
-def stream_steps(dataset: StepDataset, start: int) -> Iterator[list[AnswerBatch]]:
+def stream_steps(dataset: Steps[Batches_co], start: int) -> Iterator[Batches_co]:
     """Batches of the steps from `start` on, in order."""
     workers = dataset.config.workers
-    loader = DataLoader(
-        Subset(dataset, range(start, len(dataset))),
+    loader: DataLoader[Any] = DataLoader(
+        Subset(dataset, range(start, len(dataset))),  # type: ignore[arg-type]
         batch_size=None,
         num_workers=workers,
         prefetch_factor=4 if workers else None,

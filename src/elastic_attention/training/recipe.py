@@ -7,6 +7,44 @@ from typing import Any
 
 from ..config import StreamingConfig, from_dict, read_toml
 from ..errors import RecipeError
+from .data.fitting import POLICIES
+from .losses import LOSSES
+from .objective import CONSTRAINTS
+from .sources import SOURCES
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PackConfig:
+    """Samples joined to packs without padding, from files of records or from the generated kinds.
+
+    Attributes:
+        files: records as `*.jsonl`, `*.parquet` or a Hugging Face dataset on disk; empty = generated samples.
+        heldout_files: records to validate on.
+        samples: number of generated samples; files tell theirs.
+        tokens: of a pack, at most.
+        per_step: packs of an optimiser step, on all ranks together.
+        over_long: what becomes of samples longer than a pack: "error", "skip", or "truncate_middle" (of the context).
+        lookahead: samples that may wait for a pack with room; more fill packs better and shuffle less.
+        cache: folder of tokenised samples, None = the user's cache.
+        template: further variables of the chat template, such as `enable_thinking = false`.
+    """
+
+    files: tuple[str, ...] = ()
+    heldout_files: tuple[str, ...] = ()
+    samples: int = 1024
+    tokens: int = 65_536
+    per_step: int = 24
+    over_long: str = "error"
+    lookahead: int = 64
+    cache: str | None = None
+    template: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "tokens", "per_step", "lookahead"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"data.packs.{name}={getattr(self, name)} must be at least 1.")
+        if self.over_long not in POLICIES:
+            raise ValueError(f"data.packs.over_long={self.over_long!r} is unknown; use one of {list(POLICIES)}.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,6 +59,7 @@ class DataConfig:
         rows_per_forward: samples that go through the model at once; changes memory, not the result's meaning.
         workers: processes that make samples; any number gives the same samples.
         loss_on: "response" (answer tokens) or "all" (prompt tokens too, as the released code does).
+        packs: packs instead of padded batches; `tokens_per_step` and `rows_per_forward` then mean nothing.
     """
 
     kinds: tuple[str, ...] = ()
@@ -30,15 +69,45 @@ class DataConfig:
     rows_per_forward: int = 16
     workers: int = 0
     loss_on: str = "response"
+    packs: PackConfig | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RouteConfig:
-    """Where routes come from: "head_router" (Elastic Attention) or "static" (one learned mask for all inputs)."""
+    """Where routes come from.
+
+    Attributes:
+        source: "head_router" (Elastic Attention), "layer_router" (Flux Attention), or one learned mask for all inputs:
+            "static" (sampled like a router's logits), "hard_concrete" (PruLong), "alpha" (DuoAttention).
+        init_std: of fresh routers.
+        pooled_tokens: at each end of the prompt, what a router reads.
+    """
 
     source: str = "head_router"
     init_std: float = 0.08
     pooled_tokens: int = 100
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ObjectiveConfig:
+    """What is minimised. None is what the source of the routes was published with.
+
+    Attributes:
+        loss: "lm" (cross-entropy of the answer) or "distillation" (distance to the dense model's final hidden states).
+        constraint: "interval" (of each category), "signed" (one target that rises from 0, from both sides), or
+            "mean_full" (a price on every full head).
+        ramp_ratio: share of the steps over which the target of "signed" rises.
+        full_weight: the price of "mean_full".
+    """
+
+    loss: str | None = None
+    constraint: str | None = None
+    ramp_ratio: float = 0.8
+    full_weight: float = 0.05
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.ramp_ratio <= 1.0:
+            raise ValueError(f"ramp_ratio={self.ramp_ratio} must be a ratio in [0, 1].")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,6 +164,7 @@ class Recipe:
     seed: int = 0
     data: DataConfig = field(default_factory=DataConfig)
     routes: RouteConfig = field(default_factory=RouteConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     temperature: TemperatureConfig = field(default_factory=TemperatureConfig)
     pattern: StreamingConfig | None = None
@@ -105,7 +175,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name, value, known in (
-            ("routes.source", self.routes.source, ("head_router", "static")),
+            ("routes.source", self.routes.source, tuple(SOURCES)),
+            ("objective.loss", self.objective.loss, (None, *LOSSES)),
+            ("objective.constraint", self.objective.constraint, (None, *CONSTRAINTS)),
             ("data.loss_on", self.data.loss_on, ("response", "all")),
             ("precision", self.precision, ("bfloat16", "float32")),
         ):
@@ -114,8 +186,17 @@ class Recipe:
         for name, number in (("steps", self.steps), ("data.rows_per_forward", self.data.rows_per_forward)):
             if number < 1:
                 raise ValueError(f"{name}={number} must be at least 1.")
+        if self.data.kinds and self.data.packs is not None and self.data.packs.files:
+            raise ValueError("data.kinds are of generated samples, data.packs.files replaces these; give one of them.")
         if not self.data.lengths:
             raise ValueError("data.lengths is empty; name at least one prompt length in tokens.")
+        if not self.intervals:
+            raise ValueError("[intervals] is empty; give every category of the data an interval.")
+
+    @property
+    def target_msr(self) -> float:
+        """Mean over the categories of the middles of their intervals: what a mask for all inputs aims at."""
+        return sum((i.low + i.high) / 2 for i in self.intervals.values()) / len(self.intervals)
 
 
 def load_recipe(path: str | Path, **overrides: Any) -> Recipe:

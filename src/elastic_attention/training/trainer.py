@@ -1,4 +1,4 @@
-"""The single-GPU trainer: frozen model, learned routes, interval constraint (Elastic Attention, section 3.3)."""
+"""The single-GPU trainer: frozen model, learned routes, constraint on the MSR (Elastic Attention, section 3.3)."""
 
 import logging
 import time
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..config import ElasticConfig, to_dict
-from ..models.answers import AnswerBatch, score_answers
+from ..models.answers import AnswerBatch
 from ..models.attach import attach
 from ..models.handle import Handle
 from ..models.loading import load_model
@@ -21,10 +21,11 @@ from ..sparsity import model_sparsity_ratio
 from .batches import StepDataset, stream_steps, weigh_samples
 from .checkpoints import load_checkpoint, save_checkpoint
 from .log import TrainingLog
-from .objective import IntervalConstraint
+from .losses import LOSSES
+from .objective import build_constraint
 from .recipe import Recipe
 from .schedule import learning_rate_at, temperature_at
-from .sources import RouteModel, build_source
+from .sources import SOURCES, build_source
 from .validation import validate
 
 _logger = logging.getLogger(__name__)
@@ -69,8 +70,9 @@ class _Run:
             model, tokenizer = load_model(recipe.model, dtype=recipe.precision, device=device)
         self.model, self.tokenizer = model.eval().requires_grad_(False), tokenizer
         self.handle = self._attach(model)
-        self.source: RouteModel = build_source(recipe, self.handle)
-        self.constraint = IntervalConstraint(recipe.intervals).to(model.device)
+        self.source = build_source(recipe, self.handle)
+        self.loss_name = recipe.objective.loss or self.source.loss
+        self.constraint = build_constraint(recipe, self.source).to(model.device)
         options = recipe.optimizer
         parameters = self.source.parameters_to_train()
         self.optimizers: dict[str, torch.optim.Optimizer] = {
@@ -79,17 +81,24 @@ class _Run:
                 lr=options.learning_rate,
                 betas=(options.betas[0], options.betas[1]),
                 weight_decay=options.weight_decay,
-            ),
-            "multipliers": torch.optim.Adam(
-                self.constraint.parameters(), lr=options.multiplier_learning_rate, maximize=True
-            ),
+            )
         }
+        if multipliers := list(self.constraint.parameters()):
+            self.optimizers["multipliers"] = torch.optim.Adam(
+                multipliers, lr=options.multiplier_learning_rate, maximize=True
+            )
 
     def _attach(self, model: Any) -> Handle:
         routes, pattern = self.recipe.routes, self.recipe.pattern
         sizes = {} if pattern is None else {k: v for k, v in to_dict(pattern).items()}
         torch.manual_seed(self.recipe.seed)  # fresh routers are the same on every device
-        config = ElasticConfig.for_model(model, pooled_tokens=routes.pooled_tokens, init_std=routes.init_std, **sizes)
+        config = ElasticConfig.for_model(
+            model,
+            granularity=SOURCES[routes.source].granularity,
+            pooled_tokens=routes.pooled_tokens,
+            init_std=routes.init_std,
+            **sizes,
+        )
         return attach(model, config)
 
     def execute(self, max_seconds: float | None) -> dict[str, Any]:
@@ -135,6 +144,7 @@ class _Run:
             group["lr"] = rate
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
+        self.constraint.start_step(step / self.recipe.steps)
         sums: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
         for batch, weights in zip(batches, weigh_samples(batches), strict=True):
             self._accumulate(step, batch.to(self.model.device), weights.to(self.model.device), temperature, sums)
@@ -142,15 +152,15 @@ class _Run:
         for optimizer in self.optimizers.values():
             optimizer.step()
         self.constraint.clamp()
-        count = sums["count"]
-        mean = {name: {c: v / count[c] for c, v in sums[name].items()} for name in ("lm_loss", "msr")}
+        self.source.after_step()
+        count, name = sums["count"], f"{self.loss_name}_loss"
+        mean = {key: {c: v / count[c] for c, v in sums[key].items()} for key in (name, "msr")}
         return {
             "loss": sums["loss"]["total"],
-            "lm_loss": sum(mean["lm_loss"].values()) / len(mean["lm_loss"]),
-            "lm_loss_by_category": mean["lm_loss"],
+            name: sum(mean[name].values()) / len(mean[name]),
+            f"{name}_by_category": mean[name],
             "msr": mean["msr"],
-            "multiplier_linear": self._multipliers("multiplier_linear"),
-            "multiplier_quadratic": self._multipliers("multiplier_quadratic"),
+            **self.constraint.describe(),
             "temperature": temperature,
             "learning_rate": rate,
             "gradient_norm": float(norm),
@@ -167,19 +177,16 @@ class _Run:
         noise = RouteNoise(seed=self.recipe.seed, step=step, sample_ids=batch.sample_ids)
         sample = partial(self.source.sample, sampler=RouteSampler(noise=noise, temperature=temperature))
         with self.handle.routed_by(sample, prompt_lengths=batch.prompt_lengths) as record:
-            lm_loss, _ = score_answers(self.model, batch)
+            losses = LOSSES[self.loss_name](self.handle, batch)
         msr = model_sparsity_ratio(record.stack())
         categories = [row.category for row in batch.rows]
-        loss = (weights * (lm_loss + self.constraint(msr, categories))).sum()
+        loss = (weights * (losses + self.constraint(msr, categories))).sum()
         loss.backward()
         sums["loss"]["total"] += loss.item()
-        for category, one_loss, one_msr in zip(categories, lm_loss.tolist(), msr.tolist(), strict=True):
+        for category, one_loss, one_msr in zip(categories, losses.tolist(), msr.tolist(), strict=True):
             sums["count"][category] += 1
-            sums["lm_loss"][category] += one_loss
+            sums[f"{self.loss_name}_loss"][category] += one_loss
             sums["msr"][category] += one_msr
-
-    def _multipliers(self, name: str) -> dict[str, float]:
-        return dict(zip(self.constraint.categories, getattr(self.constraint, name).tolist(), strict=True))
 
     def _validate(self) -> dict[str, Any]:
         return validate(self.recipe, self.handle, self.source, self.model, self.tokenizer)
@@ -197,7 +204,7 @@ class _Run:
             return 0
         step, groups = loaded
         self.source.load(groups["source"])
-        self.constraint.load_state_dict(groups["constraint"])
+        self.constraint.load_state_dict(groups.get("constraint", {}))  # not every constraint has multipliers
         _logger.info("Going on after step %d of %d.", step, self.recipe.steps)
         return step
 

@@ -1,0 +1,81 @@
+"""Inference: one path per head.
+
+Shape letters: B batch, T queries, S keys, H query heads, G KV heads, D head dim, N tokens of a packed batch.
+"""
+
+import torch
+from torch import Tensor
+
+from ..config import SparsePattern, XAttentionConfig
+from ..kernels.spans import Spans
+from .layout import pack_spans, pad_spans, validate
+from .plan import attend_planned, choose_for, make_plan
+
+
+def hybrid_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    head_is_sparse: Tensor,
+    *,
+    pattern: SparsePattern,
+    full_pattern: str | XAttentionConfig = "full",
+    left_padding: Tensor | None = None,
+    cu_seqlens_q: Tensor | None = None,
+    cu_seqlens_k: Tensor | None = None,
+    max_seqlen_q: int | None = None,
+    prompt_lengths: Tensor | None = None,
+    spans: Spans | None = None,
+    scale: float | None = None,
+    return_lse: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Attention in which each KV head of each sequence reads everything or only a sparse part.
+
+    Args:
+        q: (B, H, T, D) float32, float16 or bfloat16; the queries are the last T of S positions. Packed: (N, H, D).
+        k, v: (B, G, S, D), G divides H. Packed: (N_k, G, D).
+        head_is_sparse: (B, G) bool, True = sparse. Packed: (segments, G).
+        pattern: what sparse heads read; positions count real tokens.
+        full_pattern: what the other heads read; "full" = everything, an XAttentionConfig beside a StreamingConfig.
+        left_padding: (B,) int, padded keys at the start of each sequence; padded rows return 0 and lse -inf.
+        cu_seqlens_q, cu_seqlens_k: (segments + 1,) int32, boundaries of a packed batch; k defaults to q's.
+        max_seqlen_q: bound on a segment's queries; it only makes launches smaller. Default N.
+        prompt_lengths: (B,) or (segments,) int, real prompt tokens of each sequence, cached ones included; XAttention
+            and triangle treat later rows as responses. None = all rows are prompt.
+        spans: where the sequences lie, instead of the three above; used as it is, unchecked.
+        scale: factor of the scores, default D ** -0.5.
+        return_lse: also return the log-sum-exp of the scores.
+        backend: "auto" or a name of `backends`.
+
+    Returns:
+        out, shape and dtype of q; with `return_lse` also lse, float32 (B, H, T) or (N, H), natural logarithm.
+
+    Raises:
+        ValueError: shapes or dtypes do not fit together; the message names them.
+        BackendUnavailable: the backend does not exist or cannot run here.
+    """
+    is_packed = cu_seqlens_q is not None
+    num_sequences = None if spans is None else len(spans.query_start)
+    if cu_seqlens_q is not None:
+        num_sequences = len(cu_seqlens_q) - 1
+    validate(q, k, v, head_is_sparse, num_sequences=num_sequences, is_packed=is_packed)
+    if head_is_sparse.dtype != torch.bool:
+        raise ValueError(f"head_is_sparse must be bool, got {head_is_sparse.dtype}; True = sparse.")
+    if (is_packed and left_padding is not None) or (cu_seqlens_k is not None and not is_packed):
+        raise ValueError(
+            "A batch is padded (left_padding) or packed (cu_seqlens_q, and cu_seqlens_k); pass one of the two."
+        )
+    factor = q.shape[-1] ** -0.5 if scale is None else scale
+    if cu_seqlens_q is not None:
+        cu_k = cu_seqlens_q if cu_seqlens_k is None else cu_seqlens_k
+        spans = pack_spans(cu_seqlens_q, cu_k, q, k, max_seqlen_q)
+        q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
+    elif left_padding is not None:
+        spans = pad_spans(left_padding, q, k)
+    chosen = choose_for(backend, q, k, v, pattern)
+    plan = make_plan(q, k, head_is_sparse, pattern, full_pattern, factor, spans, prompt_lengths, chosen)
+    out, lse = attend_planned(q, k, v, plan, factor, spans, chosen)
+    if is_packed:
+        out, lse = out[0].transpose(0, 1), lse[0].transpose(0, 1)
+    return (out, lse) if return_lse else out

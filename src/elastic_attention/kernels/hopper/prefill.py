@@ -1,0 +1,157 @@
+"""One launch for every head of every sequence: a scheduler, a producer and two consumer warpgroups on each multiprocessor."""
+
+import torch
+import triton
+from torch import Tensor
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+from ...config import StreamingConfig
+from ..block_lists import BlockLists
+from ..spans import Spans
+from .consumer import consume
+from .layout import Shape, allocate
+from .producer import produce
+from .schedule import TILE
+from .scheduler import plan
+
+LOG2_E = 1.4426950408889634
+# 64K registers for 12 warps; the producer gives most of its share to the consumers.
+LAUNCH_REGISTERS, CONSUMER_REGISTERS, PRODUCER_REGISTERS = 168, 240, 24
+MAX_SORTED_HEADS = 256
+
+
+@gluon.jit
+def _consume_upper(descs, memory, barriers, tensors, spans, sizes, SHAPE: gl.constexpr):  # type: ignore[no-untyped-def]
+    consume(descs, memory, barriers, tensors, spans, sizes, SHAPE, 0)
+
+
+@gluon.jit
+def _consume_lower(descs, memory, barriers, tensors, spans, sizes, SHAPE: gl.constexpr):  # type: ignore[no-untyped-def]
+    consume(descs, memory, barriers, tensors, spans, sizes, SHAPE, 1)
+
+
+@gluon.jit(
+    do_not_specialize=[
+        "num_queries", "num_keys", "num_q_heads", "num_kv_heads", "num_sequences", "num_tiles", "list_rows", "list_room"
+    ]
+)  # fmt: skip
+def hybrid_prefill(  # type: ignore[no-untyped-def]
+    q_desc, k_desc, v_desc, o_desc, out, lse, modes, counter, list_counts, list_indices, dense_rows,
+    query_starts, query_lengths, key_starts, key_lengths, num_queries, num_keys, num_q_heads, num_kv_heads,
+    num_sequences, num_tiles, list_rows, list_room, scale, SHAPE: gl.constexpr, CONSUMER: gl.constexpr, PRODUCER: gl.constexpr,
+):  # fmt: skip
+    """See `launch`."""
+    memory, barriers = allocate(q_desc, k_desc, v_desc, o_desc, SHAPE)
+    fence_async_shared()
+    descs = (q_desc, k_desc, v_desc, o_desc)
+    tensors = (out, lse, modes, counter, list_counts, list_indices, dense_rows)
+    spans = (query_starts, query_lengths, key_starts, key_lengths)
+    sizes = (
+        num_queries, num_keys, num_q_heads, num_kv_heads, num_sequences, num_tiles, list_rows, list_room, scale
+    )  # fmt: skip
+    gl.warp_specialize(
+        [
+            (_consume_upper, (descs, memory, barriers, tensors, spans, sizes, SHAPE)),
+            (_consume_lower, (descs, memory, barriers, tensors, spans, sizes, SHAPE)),
+            (produce, (descs, memory, barriers, tensors, spans, sizes, SHAPE)),
+            (plan, (descs, memory, barriers, tensors, spans, sizes, SHAPE)),
+        ],
+        [4, 1, 1],
+        [CONSUMER, PRODUCER, PRODUCER],
+    )
+
+
+def launch(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    modes: Tensor,
+    config: StreamingConfig,
+    scale: float,
+    spans: Spans | None,
+    lists: BlockLists | None,
+    dense_rows: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """As `attend_hopper`, unchecked."""
+    batch, num_q_heads, num_queries, head_dim = q.shape
+    num_kv_heads, num_keys = k.shape[1:3]
+    out = q.new_empty(batch, num_queries, num_q_heads, head_dim).transpose(1, 2)
+    lse = q.new_empty(batch, num_q_heads, num_queries, dtype=torch.float32)
+    if not out.numel():
+        return out, lse
+    num_sequences = len(modes)
+    num_tiles = count_tiles(num_queries, num_keys, spans)
+    num_items = num_sequences * num_q_heads * num_tiles
+    grid = min(num_items, torch.cuda.get_device_properties(q.device).multi_processor_count)
+    starts = (modes,) * 4
+    if spans is not None:
+        starts = (spans.query_start, spans.query_length, spans.key_start, spans.key_length)
+    hybrid_prefill[(grid,)](
+        *(describe(q, TILE // 2), describe(k, TILE), describe(v, TILE), describe(out, TILE // 2)),
+        *(out, lse, modes, find_counter(q.device)),
+        *((lists.counts, lists.indices) if lists is not None else (modes, modes)),
+        dense_rows if dense_rows is not None else modes,
+        *starts,
+        *(num_queries, num_keys, num_q_heads, num_kv_heads, num_sequences, num_tiles),
+        *((lists.counts.shape[2], lists.indices.shape[2]) if lists is not None else (0, 0)),
+        scale * LOG2_E,
+        choose_shape(head_dim, config, spans, lists, dense_rows, num_sequences * num_kv_heads),
+        CONSUMER_REGISTERS,
+        PRODUCER_REGISTERS,
+        num_warps=4,
+        maxnreg=LAUNCH_REGISTERS,
+    )
+    return out, lse
+
+
+def choose_shape(
+    head_dim: int,
+    config: StreamingConfig,
+    spans: Spans | None,
+    lists: BlockLists | None,
+    dense_rows: Tensor | None,
+    num_heads: int,
+) -> Shape:
+    """What the compiler must know of a call."""
+    return Shape(
+        head_dim=head_dim,
+        key_stages=2,
+        value_stages=2,
+        sink=config.num_sink_tokens,
+        window=config.local_window,
+        block=config.block_size,
+        is_ragged=spans is not None,
+        is_packed=spans is not None and spans.is_packed,
+        has_lists=lists is not None,
+        has_dense_rows=dense_rows is not None,
+        sorted_heads=max(32, triton.next_power_of_2(num_heads)) if num_heads <= MAX_SORTED_HEADS else 0,
+    )
+
+
+def count_tiles(num_queries: int, num_keys: int, spans: Spans | None) -> int:
+    """Query tiles of one head of one sequence, as far as the host knows. Tiles start at multiples of TILE positions."""
+    if spans is None:
+        return (num_keys - 1) // TILE - (num_keys - num_queries) // TILE + 1
+    return -(-(spans.max_query_length if spans.is_packed else num_queries) // TILE) + 1
+
+
+def describe(x: Tensor, rows: int) -> TensorDescriptor:
+    """A descriptor of x (B, H, T, D), any strides, in tiles of `rows` rows and all columns."""
+    # The stride of a dimension of one element is never used, and may be anything.
+    strides = [s if n > 1 else x.shape[-1] for s, n in zip(x.stride()[:-1], x.shape, strict=False)]
+    layout = gl.NVMMASharedLayout(swizzle_byte_width=min(128, 2 * x.shape[-1]), element_bitwidth=16, rank=4)
+    return TensorDescriptor(x, list(x.shape), [*strides, 1], [1, 1, rows, x.shape[-1]], layout)
+
+
+_counters: dict[tuple[torch.device, int], Tensor] = {}
+
+
+def find_counter(device: torch.device) -> Tensor:
+    """The counter of work items of the present stream: zero between launches, because the kernel winds it back."""
+    key = device, torch.cuda.current_stream(device).cuda_stream
+    if key not in _counters:
+        _counters[key] = torch.zeros(1, dtype=torch.int32, device=device)
+    return _counters[key]

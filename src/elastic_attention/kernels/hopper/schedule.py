@@ -1,0 +1,68 @@
+"""Which keys a tile of queries reads, in which order: plain integer functions, the kernel's own source.
+
+`producer.py` and `consumer.py` compile these very functions for the GPU, the tests run them in Python against the
+oracle's mask. That is why they do nothing but arithmetic and do not call each other.
+
+Query tiles and key tiles have `size` rows and start at multiples of `size` positions of their sequence, so that whole
+blocks of the streaming pattern lie in one tile and only tiles on an edge need a mask. A query tile reads its key
+tiles from the diagonal down: first the local window, then, behind a gap, the sink.
+"""
+
+TILE = 128  # rows of a query tile and of a key tile
+EVERYTHING = 1 << 30  # a window that no sequence outgrows
+
+
+def split_item(item: int, tiles: int, group: int) -> tuple[int, int]:
+    """Work item -> place of its KV head among the heads, place of its tile (longest first), query head of the group.
+
+    The tiles of one KV head follow each other, so that all processors share its keys in the cache.
+    """
+    section = item // (tiles * group)
+    rest = item - section * (tiles * group)
+    return section, rest // group, rest % group
+
+
+def place_tile(behind: int, shift: int, stop_row: int, size: int) -> tuple[int, int]:
+    """Number of a tile and tensor row of its first query.
+
+    Args:
+        behind: tiles of the same head that come after it.
+        shift: tensor row of position 0 of the sequence, may be negative.
+        stop_row: tensor row behind the last one that needs a tile, at least `shift - 2 ** 20 * size`.
+    """
+    # Division must round down for rows before position 0 too; the GPU's rounds to zero.
+    tile = (stop_row - 1 - shift + (size << 20)) // size - (1 << 20) - behind
+    return tile, tile * size + shift
+
+
+def plan_keys(tile: int, sink: int, window: int, block: int, size: int) -> tuple[int, int]:
+    """Key tiles of a query tile under the block rule.
+
+    Args:
+        tile: number of the query tile, not negative.
+        sink, window, block: tokens; window = EVERYTHING reads all keys.
+
+    Returns:
+        steps: key tiles to read.
+        masked_from: steps from this one on need a mask (and step 0, the diagonal); at least 1.
+        opening: first key tile of the window.
+        gap: key tiles between sink and window that nobody reads.
+    """
+    position = tile * size
+    opening = max((position // block + 1) * block - window, 0) // size
+    opened = (max(((position + size - 1) // block + 1) * block - window, 0) + size - 1) // size
+    gap = max(opening - (sink + size - 1) // size, 0)
+    return tile + 1 - gap, max(tile + 1 - opened, 1), opening, gap
+
+
+def key_tile(step: int, tile: int, opening: int, gap: int) -> tuple[int, int]:
+    """The key tile that a query tile reads at a step."""
+    before = tile - step
+    return before - gap * (before < opening)
+
+
+def is_visible(query: int, key: int, sink: int, window: int, block: int, dense_start: int, dense_stop: int) -> tuple[int, int]:
+    """The block rule between positions; queries in [dense_start, dense_stop) read everything. Causality is extra."""
+    is_local = key >= (query // block + 1) * block - window
+    is_dense = (query >= dense_start) & (query < dense_stop)
+    return (key < sink) | is_local | is_dense

@@ -1,0 +1,169 @@
+"""The scheduler warp: takes work items in turn and plans what each of them reads, one item ahead of the others."""
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier
+
+from .. import modes as mode_numbers
+from . import schedule
+from .layout import (
+    DENSE_START,
+    DENSE_STOP,
+    ELEMENT,
+    EVERYTHING,
+    FIRST_ROW,
+    FOLLOWS_LIST,
+    GAP,
+    HEAD,
+    KEY_START,
+    KV_HEAD,
+    LAST_KEYS,
+    LIST_HEAD,
+    LIST_ROW,
+    MASKED_FROM,
+    OPENING,
+    ROW,
+    ROWS,
+    SINK,
+    STEPS,
+    STOP_ROW,
+    TILE,
+    WINDOW,
+    write_field,
+)
+
+FULL = gl.constexpr(mode_numbers.FULL)
+STREAMING = gl.constexpr(mode_numbers.STREAMING)
+LISTS = gl.constexpr(mode_numbers.LISTS)
+
+split_item = gluon.jit(schedule.split_item)
+place_tile = gluon.jit(schedule.place_tile)
+plan_keys = gluon.jit(schedule.plan_keys)
+
+
+@gluon.jit
+def _add(a, b):  # type: ignore[no-untyped-def]
+    return a + b
+
+
+@gluon.jit
+def _find_head(place, modes, count, SLOTS: gl.constexpr):  # type: ignore[no-untyped-def]
+    """The KV head at a place of the order: STREAMING heads, whose tiles are short and alike, come last and fill gaps."""
+    LANES: gl.constexpr = gl.BlockedLayout([SLOTS // 32], [32], [1], [0])
+    heads = gl.arange(0, SLOTS, layout=LANES)
+    mode = gl.load(modes + heads, mask=heads < count, other=STREAMING)
+    is_long = (mode != STREAMING).to(gl.int32)
+    longs = gl.associative_scan(is_long, 0, _add)
+    num_longs = gl.sum(is_long, 0)
+    places = gl.where(is_long == 1, longs - 1, num_longs + heads - longs)
+    return gl.sum(gl.where(places == place, heads, 0), 0)
+
+
+@gluon.jit
+def plan(descs, memory, barriers, tensors, spans, sizes, SHAPE: gl.constexpr):  # type: ignore[no-untyped-def]
+    """Leaves a record per item, and one of no steps at the end."""
+    q_s, k_s, v_s, o_s, records = memory
+    item_full, item_free, q_full, q_free, k_full, k_free, v_full, v_free = barriers
+    out, lse, modes, counter, list_counts, list_indices, dense_rows = tensors
+    query_starts, query_lengths, key_starts, key_lengths = spans
+    num_queries, num_keys, num_q_heads, num_kv_heads, num_sequences, num_tiles, list_rows, list_room, scale = sizes
+    group = num_q_heads // num_kv_heads
+    total = num_sequences * num_q_heads * num_tiles
+    planned = 0
+    query_start = 0
+    query_length = num_queries
+    key_start = 0
+    key_length = num_keys
+    item = gl.program_id(0)
+    while item < total:
+        place, behind, member = split_item(item, num_tiles, group)
+        section = place
+        if SHAPE.sorted_heads:
+            section = _find_head(place, modes, num_sequences * num_kv_heads, SHAPE.sorted_heads)
+        sequence = section // num_kv_heads
+        kv_head = section - sequence * num_kv_heads
+        head = kv_head * group + member
+        element = sequence
+        first_row = 0
+        stop_row = num_queries
+        if SHAPE.is_ragged:
+            query_start = gl.load(query_starts + sequence)
+            query_length = gl.load(query_lengths + sequence)
+            key_start = gl.load(key_starts + sequence)
+            key_length = gl.load(key_lengths + sequence)
+            if SHAPE.is_packed:
+                element = 0
+                first_row = query_start
+                stop_row = query_start + query_length
+        shift = query_start + query_length - key_length
+        tile, row = place_tile(behind, shift, stop_row, ROWS)
+        if (row + ROWS > first_row) & (first_row < stop_row):
+            mode = gl.load(modes + section)
+            first = tile * ROWS
+            has_queries = (row < query_start + query_length) & (row + ROWS > query_start)
+            reads_all = mode == FULL
+            is_named = mode == LISTS
+            is_mixed = False
+            dense_start = 0
+            dense_stop = 0
+            if SHAPE.has_dense_rows:
+                dense_start = gl.load(dense_rows + sequence * 2, mask=mode > STREAMING, other=0)
+                dense_stop = gl.load(dense_rows + sequence * 2 + 1, mask=mode > STREAMING, other=0)
+                is_dense = (dense_start <= first) & (dense_stop >= gl.minimum(first + ROWS, key_length))
+                is_mixed = (dense_start < first + ROWS) & (dense_stop > first) & (is_dense == 0)
+                reads_all = reads_all | is_dense
+                is_named = is_named & (is_dense == 0)
+            sink = gl.where(is_named, 0, SHAPE.sink)
+            window = gl.where(reads_all, EVERYTHING, gl.where(is_named, -EVERYTHING, SHAPE.window))
+            steps, masked_from, opening, gap = plan_keys(
+                gl.maximum(tile, 0), SHAPE.sink, gl.where(is_mixed, EVERYTHING, window), SHAPE.block, ROWS
+            )
+            masked_from = gl.where(is_mixed, 1, masked_from)
+            list_head = -1
+            list_row = 0
+            follows_list = False
+            if SHAPE.has_lists:
+                list_head = gl.where(is_named, sequence * num_q_heads + head, -1)
+                list_row = gl.maximum(tile, 0) - (key_length - query_length) // ROWS
+                follows_list = is_named & (is_mixed == 0) & has_queries
+                if follows_list:
+                    steps = gl.load(list_counts + (sequence * num_q_heads + head) * list_rows + list_row)
+                    masked_from = steps
+            if SHAPE.is_ragged:
+                steps = gl.where(has_queries, steps, 1)
+
+            slot = planned & 1
+            write_field(records, slot, STEPS, steps)
+            write_field(records, slot, TILE, tile)
+            write_field(records, slot, OPENING, opening)
+            write_field(records, slot, GAP, gap)
+            write_field(records, slot, ROW, row)
+            write_field(records, slot, HEAD, element * num_q_heads + head)
+            write_field(records, slot, ELEMENT, element)
+            write_field(records, slot, KV_HEAD, kv_head)
+            if SHAPE.is_ragged:
+                write_field(records, slot, FIRST_ROW, query_start)
+                write_field(records, slot, STOP_ROW, query_start + query_length)
+                write_field(records, slot, LAST_KEYS, key_length - first)
+                write_field(records, slot, KEY_START, key_start)
+            if SHAPE.has_lists:
+                write_field(records, slot, LIST_HEAD, list_head)
+                write_field(records, slot, LIST_ROW, list_row)
+                write_field(records, slot, FOLLOWS_LIST, follows_list.to(gl.int32))
+            if SHAPE.has_edges:
+                write_field(records, slot, MASKED_FROM, masked_from)
+                write_field(records, slot, SINK, sink)
+                write_field(records, slot, WINDOW, window)
+                write_field(records, slot, DENSE_START, dense_start)
+                write_field(records, slot, DENSE_STOP, dense_stop)
+            mbarrier.arrive(item_full.index(slot), count=1)
+            planned += 1
+            # Before the next ticket: who takes one early, takes it from somebody who is free sooner.
+            mbarrier.wait(item_free.index(planned & 1), ((planned >> 1) & 1) ^ 1)
+        # The ticket after the last one winds the counter back for the next launch.
+        ticket = gl.atomic_add(counter, 1, sem="relaxed")
+        if ticket == total - 1:
+            gl.store(counter, 0)
+        item = ticket + gl.num_programs(0)
+    write_field(records, planned & 1, STEPS, 0)
+    mbarrier.arrive(item_full.index(planned & 1), count=1)

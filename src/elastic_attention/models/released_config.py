@@ -1,0 +1,142 @@
+"""The config.json of the released Elastic and Flux checkpoints, as far as it concerns routing."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..config import BaseModel, SparsePattern, StreamingConfig, TriangleConfig, XAttentionConfig
+from ..errors import AdapterError
+from .tensor_folder import read_json
+
+_ARCHITECTURES = {"PawQwen3ForCausalLM": "qwen3", "PawLlamaForCausalLM": "llama"}
+_BLOCK = 128  # the block of the released kernels; sizes are rounded up to it
+_PATTERNS_ONLY = {"moba": "MoBA", "infllm": "InfLLM-V2", "nsa": "NSA"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReleasedConfig:
+    """What a released checkpoint says about itself.
+
+    Attributes:
+        base: shape of the backbone, without a name.
+        sparse_pattern, full_pattern: from toggle_type and retrieval_mode.
+        pooled_tokens: at each end of the prompt.
+        has_softmax: two logits (True) or one (False) by `use_softmax`; None if it does not say.
+        has_routers: False where `enable_ada_sparsity` turns the routers off and static masks count.
+        suggested_msr: of static masks, None if it does not say.
+    """
+
+    base: BaseModel
+    sparse_pattern: SparsePattern
+    full_pattern: str | XAttentionConfig
+    pooled_tokens: int
+    has_softmax: bool | None
+    has_routers: bool
+    suggested_msr: float | None
+
+
+def read_released_config(path: Path) -> ReleasedConfig:
+    """Parse a config.json.
+
+    Raises:
+        AdapterError: another kind of checkpoint, or a missing, unknown or wrong value; the message names it.
+    """
+    data = read_json(path)
+    _refuse_patterns_without_routers(path, data)
+    names = data.get("architectures")
+    architecture = names[0] if isinstance(names, list) and names else names
+    if architecture not in _ARCHITECTURES or data.get("model_type") != _ARCHITECTURES[architecture]:
+        raise AdapterError(
+            f"{path} says architectures={names!r} and model_type={data.get('model_type')!r}; Elastic and Flux "
+            f"checkpoints say one of {_ARCHITECTURES}. A stock model has no routers to convert. MoBA checkpoints are "
+            "stock models too: a base model plus a pattern that is not supported yet."
+        )
+    q_heads = _read_size(path, data, "num_attention_heads")
+    sparse, full = _read_patterns(path, data)
+    if (pooling := data.get("pooling_mode", "ctx_q")) != "ctx_q":
+        raise AdapterError(f"{path}: pooling_mode={pooling!r} is not supported; only 'ctx_q' is known.")
+    return ReleasedConfig(
+        base=BaseModel(
+            name=None,
+            revision=None,
+            model_type=_ARCHITECTURES[architecture],
+            num_layers=_read_size(path, data, "num_hidden_layers"),
+            num_q_heads=q_heads,
+            num_kv_heads=_read_size(path, data, "num_key_value_heads"),
+            head_dim=_read_size(path, data, "head_dim", _read_size(path, data, "hidden_size", 0) // q_heads),
+        ),
+        sparse_pattern=sparse,
+        full_pattern=full,
+        pooled_tokens=_read_size(path, data, "pool_size", 100),
+        has_softmax=_read_flag(path, data, "use_softmax"),
+        has_routers=_read_flag(path, data, "enable_ada_sparsity") is not False,
+        suggested_msr=_read_ratio(path, data, "suggested_sparsity"),
+    )
+
+
+def _refuse_patterns_without_routers(path: Path, data: dict[str, Any]) -> None:
+    words = " ".join([*map(str, data), str(data.get("architectures")), str(data.get("model_type"))]).lower()
+    words += str(data.get("attn_implementation", data.get("_attn_implementation"))).lower()
+    for mark, name in _PATTERNS_ONLY.items():
+        if mark in words.replace("_", " ").split() or f"{mark}_" in words or f"{mark}v2" in words:
+            raise AdapterError(
+                f"{path.parent} is a {name} checkpoint: a base model plus a pattern, without routers. There is nothing "
+                "to convert, and the pattern is not supported yet."
+            )
+
+
+def _read_patterns(path: Path, data: dict[str, Any]) -> tuple[SparsePattern, str | XAttentionConfig]:
+    toggle, retrieval = (data.get(key) for key in ("toggle_type", "retrieval_mode"))
+    if toggle not in ("streaming", "xattn", "triangle"):
+        raise AdapterError(
+            f"{path}: toggle_type={toggle!r} is not supported; known are 'streaming', 'xattn' and 'triangle'."
+        )
+    if retrieval not in ("full", "xattn"):
+        raise AdapterError(f"{path}: retrieval_mode={retrieval!r} is not supported; known are 'full' and 'xattn'.")
+    if retrieval == "xattn" and toggle != "streaming":
+        raise AdapterError(
+            f"{path}: retrieval_mode='xattn' with toggle_type={toggle!r} is not supported; 'xattn' needs 'streaming'."
+        )
+    if (block := data.get("block_size", _BLOCK)) != _BLOCK:
+        raise AdapterError(f"{path}: block_size={block!r} is not supported; the released kernels use {_BLOCK}.")
+    if (norm := data.get("xattn_norm", 1)) != 1:
+        raise AdapterError(f"{path}: xattn_norm={norm!r} is not supported; only 1 is known.")
+    threshold = _read_ratio(path, data, "xattn_threshold")
+    # The released inference lowers the threshold to 0.8; 0.9 is what the routers were trained with.
+    xattention = XAttentionConfig(
+        stride=_read_size(path, data, "xattn_stride", 16), threshold=0.9 if threshold is None else threshold
+    )
+    if toggle == "xattn":
+        return xattention, "full"
+    sizes = {
+        ours: -(-_read_size(path, data, theirs) // _BLOCK) * _BLOCK
+        for ours, theirs in (("num_sink_tokens", "sink_size"), ("local_window", "local_window_size"))
+    }
+    if toggle == "triangle":
+        last = _read_size(path, data, "triangle_n_last", 128)
+        return TriangleConfig(**sizes, block_size=_BLOCK, num_last_queries=last), "full"
+    return StreamingConfig(**sizes, block_size=_BLOCK), xattention if retrieval == "xattn" else "full"
+
+
+def _read_size(path: Path, data: dict[str, Any], key: str, default: int | None = None) -> int:
+    value = data.get(key)
+    value = default if value is None else value
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise AdapterError(f"{path}: {key} must be a positive integer, got {data.get(key)!r}; mend the file.")
+    return value
+
+
+def _read_flag(path: Path, data: dict[str, Any], key: str) -> bool | None:
+    value = data.get(key)
+    if value is not None and not isinstance(value, bool):
+        raise AdapterError(f"{path}: {key} must be true or false, got {value!r}; mend the file.")
+    return value
+
+
+def _read_ratio(path: Path, data: dict[str, Any], key: str) -> float | None:
+    value = data.get(key)
+    if value is None:
+        return None
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0.0 <= value <= 1.0:
+        raise AdapterError(f"{path}: {key} must be a ratio in [0, 1], got {value!r}; mend the file.")
+    return float(value)

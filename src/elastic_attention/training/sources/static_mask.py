@@ -1,0 +1,71 @@
+"""One number per (layer, KV head), the same for all inputs; inference keeps exactly the wanted share sparse."""
+
+from abc import abstractmethod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ...config import to_dict
+from ...models.checkpoint import save_static_routes
+from .base import RouteModel
+
+if TYPE_CHECKING:
+    from ...models.handle import Handle
+    from ..recipe import Recipe
+
+
+class StaticMask(RouteModel):
+    """A learned mask; subclasses say where its numbers start, how routes are drawn from them and how they rank heads.
+
+    Attributes:
+        name: of the numbers, in checkpoints and exported files.
+        values: (L_routed, G) float32, what learns.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, recipe: "Recipe", handle: "Handle") -> None:
+        self.config, self.msr = handle.config, recipe.target_msr
+        self.layers = handle.routed_layers
+        start = self.start(len(self.layers), handle.config.base_model.num_kv_heads, recipe.seed)
+        self.values = nn.Parameter(start.to(handle.model.device))
+
+    @abstractmethod
+    def start(self, num_layers: int, num_heads: int, seed: int) -> Tensor:
+        """The numbers before training, (L_routed, G) float32."""
+
+    @abstractmethod
+    def rank(self) -> Tensor:
+        """(L_routed, G); the heads with the largest entries become sparse first."""
+
+    def of_layer(self, index: int, batch: int) -> Tensor:
+        """The numbers of layer `index` for every sequence, (B, G)."""
+        return self.values[self.layers.index(index)].expand(batch, -1)
+
+    def mask(self) -> Tensor:
+        """(L, G) bool on the host, True = sparse: the round(msr * heads) heads that rank first."""
+        flat = self.rank().detach().flatten().cpu()
+        chosen = torch.zeros(flat.shape, dtype=torch.bool)
+        chosen[flat.argsort(descending=True, stable=True)[: round(self.msr * len(flat))]] = True
+        full = torch.zeros(self.config.base_model.num_layers, self.values.shape[1], dtype=torch.bool)
+        full[list(self.layers)] = chosen.view(self.values.shape)
+        return full
+
+    def parameters_to_train(self) -> list[nn.Parameter]:
+        return [self.values]
+
+    def decide(self, index: int, pooled: Tensor) -> Tensor:
+        return self.mask()[index].expand(len(pooled), -1)
+
+    def state(self) -> dict[str, Tensor]:
+        return {self.name: self.values.detach()}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            self.values.copy_(state[self.name])
+
+    def export(self, folder: Path, facts: dict[str, Any]) -> None:
+        facts = facts | {"sparse_pattern": to_dict(self.config.sparse_pattern)}
+        save_static_routes(folder, self.mask(), self.state(), facts)

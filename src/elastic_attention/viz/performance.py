@@ -1,0 +1,265 @@
+"""Speed on a GPU as pictures: kernels beside their peers, and a whole model, dense beside elastic.
+
+Panels whose rows are not in the record are left out.
+"""
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ElasticAttentionError
+from .style import INK, PALETTE, QUIET, figure_style, save_figure
+from .units import list_rows, to_number
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Row = Mapping[str, Any]
+Record = Mapping[str, Any]
+Panel = Callable[["Axes", Record], None]
+
+OWN = ("hopper", "triton", "paged", "elastic", "fused", "scoring")
+BLUES = (PALETTE[0], PALETTE[5], "#0B4F7D", "#7FB2D9", "#3E6FA3", "#A9CCE3")
+PEERS = (PALETTE[1], PALETTE[2], PALETTE[3], PALETTE[4], PALETTE[6], QUIET)
+MARKS = "os^Dv<>p"
+
+
+def save_kernel_speed(record: Record, path: str | os.PathLike[str]) -> None:
+    """Draw a record of `benchmarks/gpu_kernels.py` into `path` (.png or .svg).
+
+    Raises:
+        ElasticAttentionError: the record has no rows to draw, or the figure cannot be written.
+        BackendUnavailable: matplotlib is not installed.
+    """
+    panels: list[tuple[str, Panel]] = [
+        ("rows", _draw_prefill_rates),
+        ("rows", _draw_prefill_speedups),
+        ("decode", _draw_decode),
+        ("blended", _draw_training),
+        ("xattention", _draw_xattention),
+        ("router", _draw_router),
+    ]
+    save_figure(_draw_panels(record, panels, "Kernels beside their peers"), path)
+
+
+def save_model_speed(record: Record, path: str | os.PathLike[str]) -> None:
+    """Draw a record of `benchmarks/gpu_model.py` into `path` (.png or .svg); several models stand beside each other.
+
+    Raises:
+        ElasticAttentionError: the record has no rows to draw, or the figure cannot be written.
+        BackendUnavailable: matplotlib is not installed.
+    """
+    panels: list[tuple[str, Panel]] = []
+    models = dict.fromkeys(row.get("model") for name in ("rows", "decode") for row in list_rows(record, name))
+    for model in models:
+        for name, draw in (
+            ("rows", _draw_model_prefill),
+            ("rows", _draw_model_speedups),
+            ("rows", _draw_model_memory),
+            ("decode", _draw_model_decode),
+        ):
+            rows = [row for row in list_rows(record, name) if row.get("model") == model]
+            part = {"metrics": {name: rows}}
+            if rows:
+                panels.append((name, lambda axis, _, draw=draw, part=part: draw(axis, part)))  # type: ignore[misc]
+    save_figure(_draw_panels(record, panels, "A whole model, dense and elastic"), path)
+
+
+def _draw_panels(record: Record, panels: Sequence[tuple[str, Panel]], title: str) -> "Figure":
+    chosen = [draw for name, draw in panels if list_rows(record, name)]
+    if not chosen:
+        raise ElasticAttentionError("The record has no rows of speed; pass a record of benchmarks/gpu_*.py.")
+    columns = min(2, len(chosen))
+    lines = -(-len(chosen) // columns)
+    with figure_style():
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(5.2 * columns, 4.0 * lines), layout="constrained")
+        axes = figure.subplots(lines, columns, squeeze=False).flatten()
+        for axis, draw in zip(axes, chosen, strict=False):
+            draw(axis, record)
+            if axis.get_yscale() == "linear":
+                axis.set_ylim(0, axis.get_ylim()[1] * 1.15)
+            if axis.get_legend_handles_labels()[0]:
+                axis.legend(fontsize=7.5)
+        for axis in axes[len(chosen) :]:
+            axis.set_visible(False)
+        figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
+    return figure
+
+
+def _draw_prefill_rates(axis: "Axes", record: Record) -> None:
+    rows = _pick_main(list_rows(record))
+    axis.set_title("Prefill, computed blocks, MSR 0.5")
+    chosen = [row for row in rows if row.get("is_dense") or row.get("msr") == 0.5]
+    _draw_lines(axis, chosen, "tokens", "teraflops", "kernel")
+    _scale_tokens(axis, chosen)
+    axis.set_ylabel("TFLOP/s")
+
+
+def _draw_prefill_speedups(axis: "Axes", record: Record) -> None:
+    rows = [row for row in _pick_main(list_rows(record)) if not row.get("is_dense")]
+    longest = max((row["tokens"] for row in rows), default=0)
+    chosen = [row for row in rows if row["tokens"] == longest and to_number(row.get("speedup"))]
+    axis.set_title(f"Prefill of {_name_tokens(longest)} over the best dense")
+    _draw_lines(axis, chosen, "msr", "speedup", "kernel")
+    ideal = {row["msr"]: 1 / row["visited_fraction"] for row in chosen if row["msr"] < 1}
+    axis.plot(sorted(ideal), [ideal[msr] for msr in sorted(ideal)], color=QUIET, linestyle=":", label="pairs skipped")
+    axis.set_xlabel("model sparsity ratio (MSR)")
+    axis.set_ylabel("speed-up")
+    _scale_log(axis)
+
+
+def _draw_decode(axis: "Axes", record: Record) -> None:
+    rows = list_rows(record, "decode")
+    axis.set_title("Decode over ragged caches, MSR 0.5")
+    chosen = [row for row in rows if row.get("msr") == 0.5]
+    cells = sorted({(row["tokens"], row["batch"]) for row in chosen})
+    _draw_bars(axis, chosen, cells, "terabytes_per_second")
+    for row in list_rows(record, "ceilings"):
+        if row.get("name") == "read":
+            axis.axhline(row["terabytes_per_second"], color=QUIET, linestyle=":", label="read-only rate")
+    axis.set_ylabel("TB/s of the bytes needed")
+
+
+def _draw_training(axis: "Axes", record: Record) -> None:
+    rows = [row for row in list_rows(record, "blended") if row.get("phase") == "forward"]
+    axis.set_title("Training forward, both paths")
+    cells = sorted({(row["tokens"], row["batch"]) for row in rows})
+    _draw_bars(axis, rows, cells, "dense_ratio")
+    axis.axhline(1, color=QUIET, linestyle=":")
+    axis.set_ylabel("time / best dense forward")
+
+
+def _draw_xattention(axis: "Axes", record: Record) -> None:
+    rows = [row for row in list_rows(record, "xattention") if row.get("density") is not None]
+    longest = max((row["tokens"] for row in rows), default=0)
+    axis.set_title(f"XAttention of {_name_tokens(longest)}, all heads")
+    _draw_lines(axis, [row for row in rows if row["tokens"] == longest], "density", "dense_ratio", "kernel")
+    axis.set_xlabel("share of blocks kept")
+    axis.set_ylabel("time / best dense attention")
+
+
+def _draw_router(axis: "Axes", record: Record) -> None:
+    axis.set_title("Router of one layer")
+    micro = [{**row, "micro": row["milliseconds"] * 1e3} for row in list_rows(record, "router")]
+    _draw_lines(axis, micro, "batch", "micro", "kernel")
+    axis.set_xlabel("batch")
+    axis.set_ylabel("µs")
+
+
+def _draw_model_prefill(axis: "Axes", record: Record) -> None:
+    rows = list_rows(record)
+    axis.set_title(f"{rows[0].get('model')}: prefill")
+    named = [row | {"line": _name_run(row)} for row in rows if row.get("kernel") != "router"]
+    _draw_lines(axis, named, "tokens", "seconds", "line")
+    _scale_tokens(axis, named)
+    _scale_log(axis)
+    axis.set_ylabel("seconds")
+
+
+def _draw_model_speedups(axis: "Axes", record: Record) -> None:
+    rows = [row for row in list_rows(record) if row.get("kernel") == "elastic" and to_number(row.get("speedup"))]
+    axis.set_title("Prefill over dense (dotted: Amdahl's bound)")
+    for index, tokens in enumerate(sorted({row["tokens"] for row in rows})):
+        chosen = sorted((row for row in rows if row["tokens"] == tokens), key=lambda row: row["msr"])
+        places, colour = [row["msr"] for row in chosen], PALETTE[index % len(PALETTE)]
+        label = _name_tokens(tokens)
+        axis.plot(places, [row["speedup"] for row in chosen], color=colour, marker=MARKS[index % 8], label=label)
+        bounds = [row["dense_seconds"] / row["bound_seconds"] for row in chosen]
+        axis.plot(places, bounds, color=colour, linestyle=":", linewidth=1.2)
+    axis.set_xlabel("model sparsity ratio (MSR)")
+    axis.set_ylabel("speed-up")
+
+
+def _draw_model_memory(axis: "Axes", record: Record) -> None:
+    rows = [row for row in list_rows(record) if row.get("kernel") == "elastic"]
+    axis.set_title("Keys and values after prefill")
+    named = [row | {"line": _name_tokens(row["tokens"])} for row in sorted(rows, key=lambda row: row["tokens"])]
+    _draw_lines(axis, named, "msr", "kv_ratio", "line")
+    axis.set_xlabel("model sparsity ratio (MSR)")
+    axis.set_ylabel("share of the dense cache")
+
+
+def _draw_model_decode(axis: "Axes", record: Record) -> None:
+    rows = [row | {"kernel": _name_run(row)} for row in list_rows(record, "decode")]
+    axis.set_title(f"{rows[0].get('model')}: decode")
+    cells = sorted({(row["tokens"], row["batch"]) for row in rows})
+    _draw_bars(axis, rows, cells, "tokens_per_second")
+    axis.set_ylabel("tokens per second")
+
+
+def _draw_lines(axis: "Axes", rows: Sequence[Row], across: str, up: str, by: str) -> None:
+    """One line a value of `by`, in the order of the rows; ours in blue."""
+    names = list(dict.fromkeys(row[by] for row in rows))
+    colours = _pick_colours(names)
+    for index, name in enumerate(names):
+        points = sorted(
+            (row[across], row[up]) for row in rows if row[by] == name and to_number(row.get(up)) is not None
+        )
+        if points:
+            places, values = zip(*points, strict=True)
+            axis.plot(places, values, color=colours[name], marker=MARKS[index % len(MARKS)], markersize=5, label=name)
+
+
+def _draw_bars(axis: "Axes", rows: Sequence[Row], cells: Sequence[tuple[int, int]], key: str) -> None:
+    """Groups of bars, one group a (tokens, batch), one bar a kernel."""
+    names = list(dict.fromkeys(row["kernel"] for row in rows))
+    colours, width = _pick_colours(names), 0.8 / max(1, len(names))
+    for index, name in enumerate(names):
+        found = {(row["tokens"], row["batch"]): to_number(row.get(key)) for row in rows if row["kernel"] == name}
+        places = [i for i, cell in enumerate(cells) if found.get(cell) is not None]
+        axis.bar(
+            [i + (index + 0.5) * width - 0.4 for i in places],
+            [found[cells[i]] or 0.0 for i in places],
+            width,
+            color=colours[name],
+            label=name,
+        )
+    axis.set_xticks(range(len(cells)), [f"{_name_tokens(tokens)}\nB {batch}" for tokens, batch in cells])
+    axis.tick_params(axis="x", colors=INK)
+    axis.set_xlim(-0.6, len(cells) - 0.4)
+    axis.grid(False, axis="x")
+
+
+def _pick_colours(names: Sequence[str]) -> dict[str, str]:
+    """Blues for ours, other colours for peers."""
+    own = [name for name in names if re.split(r"[ ,]", name)[0] in OWN]
+    others = [name for name in names if name not in own]
+    colours = {name: BLUES[index % len(BLUES)] for index, name in enumerate(own)}
+    return colours | {name: PEERS[index % len(PEERS)] for index, name in enumerate(others)}
+
+
+def _pick_main(rows: Sequence[Row]) -> list[Row]:
+    """Rows of one sequence with the heads of the first row."""
+    keys = ("heads", "kv_heads", "head_dim")
+    main = next((tuple(row.get(key) for key in keys) for row in rows if row.get("batch") == 1), None)
+    return [row for row in rows if row.get("batch") == 1 and tuple(row.get(key) for key in keys) == main]
+
+
+def _scale_tokens(axis: "Axes", rows: Sequence[Row]) -> None:
+    axis.set_xscale("log", base=2)
+    tokens = sorted({row["tokens"] for row in rows})
+    axis.set_xticks(tokens, [_name_tokens(count) for count in tokens])
+    axis.set_xlabel("tokens")
+
+
+def _scale_log(axis: "Axes") -> None:
+    """A logarithmic scale with plain numbers, since the figures show dollar signs as they are."""
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
+    axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+
+
+def _name_tokens(tokens: int) -> str:
+    return f"{tokens // 1024}K" if tokens >= 1024 else str(tokens)
+
+
+def _name_run(row: Row) -> str:
+    is_own = row.get("kernel") == "elastic"
+    return f"elastic, MSR {row['msr']:.2f}" if is_own else f"dense, {row.get('kernel')}"

@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CORPORA := .data/corpora
+MIXTURE := .data/mixture
 
 .PHONY: demo test data bench tables clean
 
@@ -15,7 +16,7 @@ test: $(VENV)/.test  ## Style, types, tests
 	$(BIN)/mypy
 	$(BIN)/pytest
 
-data: $(CORPORA)/corpora.json  ## The texts that training draws from
+data: $(CORPORA)/corpora.json $(MIXTURE)/mixture.json  ## The texts and the records that training draws from
 
 bench: $(VENV)/.demo  ## The records behind the README's tables of times
 	$(BIN)/elastic-attn bench --device cpu --json results/bench_cpu.json
@@ -29,6 +30,9 @@ clean:  ## Everything that can be made again, the virtual environment included
 
 $(CORPORA)/corpora.json: | $(VENV)/.demo
 	$(BIN)/python -m elastic_attention.tasks.corpora $(CORPORA)
+
+$(MIXTURE)/mixture.json: | $(CORPORA)/corpora.json
+	$(BIN)/python -m elastic_attention.tasks.mixture $(MIXTURE) --corpora $(CORPORA)
 
 # The stamps say which extras are installed, and are old when the requirements change.
 $(VENV)/.demo $(VENV)/.test: $(VENV)/.%: pyproject.toml constraints.txt | $(BIN)/python

@@ -21,14 +21,15 @@ import gpu_parts
 import peers
 import torch
 from gpu_parts import PATTERN
-from sections import KernelBench, Rows, add_shared_options
+from sections import KernelBench, Rows, add_shared_options, run_sections
 from torch import Tensor
 
 from elastic_attention import hybrid_attention
 from elastic_attention.errors import BackendUnavailable
-from elastic_attention.evaluation.bench_gpu import AttentionShape, Kernel, measure_prefill, own_kernel
+from elastic_attention.evaluation.bench_gpu import Kernel, measure_prefill, own_kernel
 from elastic_attention.evaluation.oracle import OracleMismatch, check_against_oracle
 from elastic_attention.evaluation.session import choose_device
+from elastic_attention.evaluation.shapes import AttentionShape
 from elastic_attention.evaluation.timing import Run, time_interleaved
 
 try:
@@ -237,9 +238,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         versions=peers.list_versions(),
     )
     bench.add("oracle", *checks)
-    for name in options.only:
-        SECTIONS[name](bench)
-        bench.save()
+    try:
+        run_sections(bench, {name: functools.partial(SECTIONS[name], bench) for name in options.only})
+    except OracleMismatch as error:
+        print(error, file=sys.stderr)
+        return 1
     return 0
 
 

@@ -24,8 +24,16 @@ from typing import Any
 import peers
 import torch
 import transformers
-from model_decode import Clock, ModelBench, measure_decode, measure_largest_batch
-from sections import Rows, add_shared_options
+from model_decode import (
+    SEED,
+    Clock,
+    ModelBench,
+    draw_routes,
+    measure_decode,
+    measure_largest_batch,
+    name_dense,
+)
+from sections import Rows, add_shared_options, run_sections
 from torch import Tensor
 from transformers import AttentionInterface
 
@@ -36,7 +44,6 @@ from elastic_attention.models.attention_function import IMPLEMENTATION
 from elastic_attention.patterns import build_pattern
 from elastic_attention.sparsity import count_causal_pairs, count_read_pairs
 
-SEED = 0
 _LLAMA = dict(hidden_size=4096, num_attention_heads=32, num_key_value_heads=8, head_dim=128)
 _TINY = dict(hidden_size=48, num_attention_heads=6, num_key_value_heads=2, head_dim=16, num_hidden_layers=3)
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -67,12 +74,14 @@ def build_model(name: str, device: torch.device, max_positions: int) -> Any:
 
 
 def register_dense(device: torch.device, clock: Clock) -> tuple[list[str], list[peers.Missing]]:
-    """Make the dense kernels known to transformers as "dense NAME", each timed by `clock`; their names, what misses."""
+    """Make the dense kernels known to transformers, each timed by `clock`; their names, and what is missing."""
     kernels, missing = peers.find_dense(device)
     for kernel in kernels:
         attend = kernel.prepare(torch.empty(0))
         attend_one = functools.partial(_decode_fa3, peers.load_fa3()) if kernel.name == "fa3" else _decode_sdpa
-        AttentionInterface.register(f"dense {kernel.name}", functools.partial(_attend_dense, clock, attend, attend_one))
+        AttentionInterface.register(
+            name_dense(kernel.name), functools.partial(_attend_dense, clock, attend, attend_one)
+        )
     return [kernel.name for kernel in kernels], missing
 
 
@@ -120,13 +129,6 @@ def _decode_sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     # The query heads of a KV head as queries: no key is repeated.
     rows = q.reshape(q.shape[0], k.shape[1], -1, q.shape[3])
     return torch.nn.functional.scaled_dot_product_attention(rows, k, v).reshape(q.shape)
-
-
-def draw_routes(ratio: float, layers: int, heads: int) -> Tensor:
-    """(layers, heads) bool with the number of sparse heads nearest to `ratio` of all, drawn over all places."""
-    count = round(ratio * layers * heads)
-    order = torch.randperm(layers * heads, generator=torch.Generator().manual_seed(SEED))
-    return (order < count).view(layers, heads)
 
 
 def visited_fraction(routes: Tensor, pattern: Any, tokens: int) -> float:
@@ -222,7 +224,7 @@ def _time_forward(bench: ModelBench, ids: Tensor) -> tuple[dict[str, Any], Any]:
 
 def _prefill_dense(bench: ModelBench, handle: Any, name: str, ids: Tensor) -> dict[str, Any]:
     with handle.disabled():
-        bench.model.set_attn_implementation(f"dense {name}")
+        bench.model.set_attn_implementation(name_dense(name))
         row, _ = _time_forward(bench, ids)
     return row | {"kv_bytes": ids.shape[1] * bench.dense_bytes_per_token}
 
@@ -260,6 +262,9 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add_shared_options(parser, list(SECTIONS))
     parser.add_argument("--model", choices=list(MODELS), default="qwen3-8b")
     parser.add_argument("--backend", default="auto")
+    parser.add_argument(
+        "--fused", action="store_true", help="fused norms, rotations and gates, dense and elastic alike"
+    )
     parser.add_argument("--dense", nargs="*", help="only these dense kernels, such as fa3 'sdpa cudnn'")
     parser.add_argument("--lengths", type=int, nargs="*", default=list(LENGTHS))
     parser.add_argument("--ratios", type=float, nargs="*", default=list(RATIOS))
@@ -269,6 +274,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--decode-cells", type=_parse_cell, nargs="*", default=list(DECODE_CELLS), help="tokens/batch")
     parser.add_argument("--steps", type=int, default=20, help="timed decode steps")
     parser.add_argument("--batch-tokens", type=int, default=131072, help="length behind the largest batch")
+    parser.add_argument("--batch-ratio", type=float, default=0.7, help="sparsity behind the largest batch")
     parser.add_argument("--copy-bytes", type=int, default=2**32)
     return parser.parse_args(arguments)
 
@@ -288,6 +294,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     dense, missing = register_dense(device, clock)
     longest = max([*options.lengths, *(tokens for tokens, _ in options.decode_cells), options.batch_tokens])
     model = build_model(options.model, device, longest + 64)
+    if options.fused:
+        from fused_model import fuse_elementwise
+
+        fuse_elementwise(model)
     handle = attach(model, ElasticConfig.for_model(model), backend=options.backend)
     time_elastic(clock)
     chosen = [name for name in dense if options.dense is None or name in options.dense]
@@ -301,9 +311,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     for entry in missing:
         bench.note_missing("dense", entry.name, entry.reason)
-    for name in options.only:
-        SECTIONS[name](bench, handle)
-        bench.save()
+    run_sections(bench, {name: functools.partial(SECTIONS[name], bench, handle) for name in options.only})
     return 0
 
 

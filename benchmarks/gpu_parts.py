@@ -16,8 +16,9 @@ from torch import Tensor
 from elastic_attention import RouterConfig, StreamingConfig, blended_attention
 from elastic_attention.config import XAttentionConfig
 from elastic_attention.errors import ElasticAttentionError
-from elastic_attention.evaluation.bench_gpu import Attend, AttentionShape
+from elastic_attention.evaluation.bench_gpu import Attend
 from elastic_attention.evaluation.oracle import OracleMismatch
+from elastic_attention.evaluation.shapes import AttentionShape
 from elastic_attention.evaluation.timing import Run, time_graphs, time_interleaved
 from elastic_attention.kernels.modes import FULL, LISTS, STREAMING
 from elastic_attention.router import AttentionRouter

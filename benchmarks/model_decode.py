@@ -12,12 +12,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from sections import Bench
+from sections import Bench, Rows
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
-from elastic_attention.errors import ElasticAttentionError
+from elastic_attention.errors import BackendUnavailable, ElasticAttentionError
 from elastic_attention.evaluation.timing import capture_calls
+from elastic_attention.models.cache_layer import claim_layer
+from elastic_attention.models.captured import CapturedDecoder
+from elastic_attention.patterns import build_pattern
+from elastic_attention.types import HeadRoutes
+
+SEED = 0
 
 
 @dataclass(kw_only=True)
@@ -69,6 +75,21 @@ class ModelBench(Bench):
         """Keys and values of one token in the base model's cache."""
         layers, heads, head_dim = self.shape
         return layers * heads * head_dim * 2 * self.model.dtype.itemsize
+
+
+def name_dense(kernel: str) -> str:
+    """The name of a dense kernel among transformers' attention functions.
+
+    "flash" must not be in it: transformers would look for a kernel of that name to download.
+    """
+    return "dense_" + kernel.replace("flash", "fa2").replace(" ", "_")
+
+
+def draw_routes(ratio: float, layers: int, heads: int) -> Tensor:
+    """(layers, heads) bool with the number of sparse heads nearest to `ratio` of all, drawn over all places."""
+    count = round(ratio * layers * heads)
+    order = torch.randperm(layers * heads, generator=torch.Generator().manual_seed(SEED))
+    return (order < count).view(layers, heads)
 
 
 class FilledLayer(CacheLayerMixin):
@@ -126,25 +147,52 @@ def make_dense_step(bench: ModelBench, name: str, batch: int, tokens: int) -> Ca
     return step
 
 
-def time_step(bench: ModelBench, step: Callable[[int], object]) -> dict[str, Any]:
-    """Median seconds of a decode step as a captured graph, or as it is without a GPU."""
+def fill_cache(handle: Any, routes: Tensor, *, batch: int, tokens: int) -> Cache:
+    """A cache of an attached model that holds `tokens` random tokens a sequence, routed as `routes` (L, G) says.
+
+    The sequences of a batch hold the same values, in memory of their own; that makes filling quick.
+    """
+    cache, config = DynamicCache(), handle.config.base_model
+    device, dtype = handle.model.device, handle.model.dtype
+    for index, given in enumerate(routes):
+        layer = claim_layer(cache, index, handle._make_layer)
+        shape = (1, config.num_kv_heads, tokens, config.head_dim)
+        keys, values = (torch.randn(shape, device=device, dtype=dtype).expand(batch, -1, -1, -1) for _ in "kv")
+        layer.update(keys, values)
+        layer.append(keys, values, None, [tokens] * batch)
+        layer.store.assign(HeadRoutes(given.expand(batch, -1)))
+        layer.store.evict()
+    return cache
+
+
+def make_elastic_step(bench: ModelBench, handle: Any, routes: Tensor, batch: int, tokens: int) -> Callable[[], object]:
+    """One greedy decode step of the attached model as its own captured graph, over a filled cache."""
+    cache = fill_cache(handle, routes, batch=batch, tokens=tokens - 1)
+    first = torch.zeros(batch, dtype=torch.long, device=bench.device)
+    decoder = CapturedDecoder(handle, cache, first, max_new_tokens=bench.options.steps + 2)
+    return decoder.step
+
+
+def time_step(bench: ModelBench, step: Callable[[], object]) -> dict[str, Any]:
+    """Median seconds of a decode step."""
+    marks = []
     with torch.inference_mode():
-        if bench.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-            graph = capture_calls(step, 1)
-            call: Callable[[], object] = graph.replay
-        else:
-            call = functools.partial(step, 0)
-        marks = []
         for _ in range(bench.options.steps + 1):
             begin = bench.clock.mark()
-            call()
+            step()
             marks.append((begin, bench.clock.mark()))
         if bench.device.type == "cuda":
             torch.cuda.synchronize()
     seconds = [bench.clock.seconds_between(*pair) for pair in marks[1:]]
     peak = torch.cuda.max_memory_allocated() if bench.device.type == "cuda" else 0
     return {"seconds": statistics.median(seconds), "peak_bytes": peak, "repeats": len(seconds)}
+
+
+def _capture_step(device: torch.device, step: Callable[[int], object]) -> Callable[[], object]:
+    if device.type != "cuda":
+        return functools.partial(step, 0)
+    with torch.inference_mode():
+        return capture_calls(step, 1).replay
 
 
 def count_step_bytes(model: Any) -> int:
@@ -170,28 +218,65 @@ def measure_decode(bench: ModelBench, handle: Any) -> None:
     """Decode steps over caches of random values, dense beside elastic, as captured graphs."""
     rate, weights = measure_copy_rate(bench.device, bench.options.copy_bytes), count_step_bytes(bench.model)
     bench.add("ceilings", {"name": "copy", "terabytes_per_second": rate / 1e12})
+    layers, heads, _ = bench.shape
     for tokens, batch in bench.options.decode_cells:
         if bench.is_late("decode", tokens=tokens, batch=batch):
             continue
-        cell, rows = {"tokens": tokens, "batch": batch}, []
-        kv_bytes = batch * tokens * bench.dense_bytes_per_token
+        runs: dict[tuple[str, float], Callable[[], object]] = {}
         for name in bench.dense:
-            with handle.disabled():
-                bench.model.set_attn_implementation(f"dense {name}")
-                try:
-                    row = time_step(bench, make_dense_step(bench, name, batch, tokens))
-                except (RuntimeError, ValueError, TypeError, ElasticAttentionError) as error:
-                    bench.note_missing("decode", name, error, **cell)
-                    continue
-            rows.append(cell | {"kernel": name, "msr": 0.0, "kv_bytes": kv_bytes, **row})
+            runs[name, 0.0] = functools.partial(_time_dense, bench, handle, name, batch, tokens)
+        for ratio in bench.options.ratios:
+            routes = draw_routes(ratio, layers, heads)
+            runs["elastic", float(routes.float().mean())] = functools.partial(
+                _time_elastic, bench, handle, routes, batch, tokens
+            )
+        rows: Rows = []
+        for (name, msr), run in runs.items():
             _free(bench.device)
-        best = min((row["seconds"] for row in rows), default=math.nan)
+            try:
+                row = run()
+            except (RuntimeError, ValueError, TypeError, ElasticAttentionError) as error:
+                bench.note_missing("decode", name, error, tokens=tokens, batch=batch, msr=msr)
+                continue
+            rows.append({"tokens": tokens, "batch": batch, "kernel": name, "msr": msr} | row)
+        best = min((row["seconds"] for row in rows if row["kernel"] != "elastic"), default=math.nan)
         for row in rows:
             bound = (weights + row["kv_bytes"]) / rate
             row |= {"tokens_per_second": batch / row["seconds"], "speedup": best / row["seconds"]}
-            row |= {"bound_seconds": bound, "bound_share": bound / row["seconds"], "kv_bytes_dense": kv_bytes}
+            row |= {"bound_seconds": bound, "bound_share": bound / row["seconds"]}
+            row["kv_bytes_dense"] = batch * tokens * bench.dense_bytes_per_token
         bench.add("decode", *rows)
         bench.save()
+    _free(bench.device)
+
+
+def _time_dense(bench: ModelBench, handle: Any, name: str, batch: int, tokens: int) -> dict[str, Any]:
+    _restart_peak(bench.device)
+    with handle.disabled():
+        bench.model.set_attn_implementation(name_dense(name))
+        step = _capture_step(bench.device, make_dense_step(bench, name, batch, tokens))
+        return time_step(bench, step) | {"kv_bytes": batch * tokens * bench.dense_bytes_per_token}
+
+
+def _time_elastic(bench: ModelBench, handle: Any, routes: Tensor, batch: int, tokens: int) -> dict[str, Any]:
+    if bench.device.type != "cuda":
+        raise BackendUnavailable("A captured step needs a GPU.")
+    _restart_peak(bench.device)
+    row = time_step(bench, make_elastic_step(bench, handle, routes, batch, tokens))
+    return row | {"kv_bytes": batch * count_kv_bytes(bench, handle, routes, tokens)}
+
+
+def count_kv_bytes(bench: ModelBench, handle: Any, routes: Tensor, tokens: int) -> int:
+    """Bytes that one sequence of `tokens` holds in its cache, and that its next step reads."""
+    held = build_pattern(handle.config.sparse_pattern).count_held(tokens)
+    sparse = int(routes.sum())
+    per_row = bench.dense_bytes_per_token // routes.numel()
+    return per_row * (sparse * held + (routes.numel() - sparse) * tokens)
+
+
+def _restart_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
 
 
 def find_largest_batch(fits: Callable[[int], bool], guess: int) -> int:
@@ -207,26 +292,42 @@ def find_largest_batch(fits: Callable[[int], bool], guess: int) -> int:
 
 
 def measure_largest_batch(bench: ModelBench, handle: Any) -> None:
-    """The most sequences of one length whose caches fit beside the weights and decode a step."""
+    """The most sequences of one length whose caches fit beside the weights and decode a step, dense and elastic."""
     if bench.device.type != "cuda":
         bench.note_missing("batch", "largest batch", "needs a GPU")
         return
-    tokens = bench.options.batch_tokens
+    tokens, name = bench.options.batch_tokens, bench.dense[-1]
+    layers, heads, _ = bench.shape
+    routes = draw_routes(bench.options.batch_ratio, layers, heads)
 
-    def fits(batch: int) -> bool:
+    def run_dense(batch: int) -> None:
+        with torch.inference_mode(), handle.disabled():
+            bench.model.set_attn_implementation(name_dense(name))
+            make_dense_step(bench, name, batch, tokens)(0)
+
+    def run_elastic(batch: int) -> None:
+        make_elastic_step(bench, handle, routes, batch, tokens)()
+
+    def fits(run: Callable[[int], None], batch: int) -> bool:
         _free(bench.device)
         try:
-            with torch.inference_mode(), handle.disabled():
-                bench.model.set_attn_implementation(f"dense {bench.dense[-1]}")
-                make_dense_step(bench, bench.dense[-1], batch, tokens)(0)
-                torch.cuda.synchronize()
+            run(batch)
+            torch.cuda.synchronize()
         except torch.OutOfMemoryError:
             return False
         return True
 
-    free, _ = torch.cuda.mem_get_info()
-    batch = find_largest_batch(fits, int(0.97 * free / (tokens * bench.dense_bytes_per_token)))
-    bench.add("batches", {"tokens": tokens, "kernel": bench.dense[-1], "msr": 0.0, "largest_batch": batch})
+    for kernel, run, num_bytes in (
+        (name, run_dense, tokens * bench.dense_bytes_per_token),
+        ("elastic", run_elastic, count_kv_bytes(bench, handle, routes, tokens)),
+    ):
+        if bench.is_late("batches", tokens=tokens, kernel=kernel):
+            continue
+        _free(bench.device)
+        free, _ = torch.cuda.mem_get_info()
+        msr = float(routes.float().mean()) if kernel == "elastic" else 0.0
+        largest = find_largest_batch(functools.partial(fits, run), int(0.95 * free / num_bytes))
+        bench.add("batches", {"tokens": tokens, "kernel": kernel, "msr": msr, "largest_batch": largest})
     _free(bench.device)
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from elastic_attention.errors import ElasticAttentionError
+from elastic_attention.evaluation.oracle import OracleMismatch
 from elastic_attention.evaluation.session import describe_device, measure_peak_bytes
 from elastic_attention.records import build_record, read_record, write_record
 
@@ -103,6 +106,22 @@ class KernelBench(Bench):
     def dtype(self) -> torch.dtype:
         """Of the inputs: bfloat16 on a GPU."""
         return torch.bfloat16 if self.device.type == "cuda" else torch.float32
+
+
+def run_sections(bench: Bench, sections: dict[str, Callable[[], None]]) -> None:
+    """Run sections one after the other; one that fails is named in the record and does not take the others along.
+
+    Raises:
+        OracleMismatch: a kernel is wrong, so nothing of this run is worth keeping.
+    """
+    for name, run in sections.items():
+        try:
+            run()
+        except OracleMismatch:
+            raise
+        except (RuntimeError, ValueError, TypeError, AttributeError, ImportError, ElasticAttentionError) as error:
+            bench.note_missing(name, "section", error)
+        bench.save()
 
 
 def add_shared_options(parser: argparse.ArgumentParser, sections: list[str]) -> None:

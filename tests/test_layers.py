@@ -15,7 +15,7 @@ ROWS = [
     {"types", "records", "tasks"},
     {"config", "sparsity"},
     {"router", "patterns", "kernels"},
-    {"attention", "cache"},
+    {"attention", "cache", "paging"},
     {"models"},
     {"training", "evaluation", "serving", "viz"},
     {"cli", "__main__"},

@@ -63,12 +63,17 @@ def bound_mass_error(q, k, config, scale):
     them up and taking logarithms costs a rounding for every strided key.
     """
     unit = torch.finfo(torch.float32).eps
-    largest = q.double().abs().sum(-1).max() * k.double().abs().max() + q.double().abs().max() * k.double().abs().sum(
-        -1
-    ).max()
-    score_error = config.stride * q.shape[-1] * unit * min(
-        float(largest), float(q.double().norm(dim=-1).max() * k.double().norm(dim=-1).max())
-    ) * scale
+    largest = (
+        q.double().abs().sum(-1).max() * k.double().abs().max()
+        + q.double().abs().max() * k.double().abs().sum(-1).max()
+    )
+    score_error = (
+        config.stride
+        * q.shape[-1]
+        * unit
+        * min(float(largest), float(q.double().norm(dim=-1).max() * k.double().norm(dim=-1).max()))
+        * scale
+    )
     return math.expm1(2 * score_error) + unit * (k.shape[2] / config.stride + 64)
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .attention import blended_attention, decode_attention, hybrid_attention
-    from .config import ElasticConfig, RouterConfig, StreamingConfig
+    from .config import ElasticConfig, RouterConfig, StreamingConfig, TriangleConfig, XAttentionConfig
     from .errors import (
         AdapterError,
         AlreadyAttached,
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         UnsupportedModel,
     )
     from .models.attach import attach
+    from .models.captured import SamplingConfig, generate_captured
     from .models.handle import Handle, find_handle
     from .sparsity import effective_sparsity_ratio, model_sparsity_ratio
 
@@ -33,6 +34,10 @@ _HOMES = {
     "ElasticConfig": "config",
     "RouterConfig": "config",
     "StreamingConfig": "config",
+    "TriangleConfig": "config",
+    "XAttentionConfig": "config",
+    "SamplingConfig": "models.captured",
+    "generate_captured": "models.captured",
     "hybrid_attention": "attention",
     "blended_attention": "attention",
     "decode_attention": "attention",
@@ -70,14 +75,18 @@ __all__ = [
     "RecipeError",
     "RouterConfig",
     "RouterMismatch",
+    "SamplingConfig",
     "StreamingConfig",
+    "TriangleConfig",
     "UnsupportedCache",
     "UnsupportedModel",
+    "XAttentionConfig",
     "attach",
     "blended_attention",
     "decode_attention",
     "effective_sparsity_ratio",
     "find_handle",
+    "generate_captured",
     "hybrid_attention",
     "model_sparsity_ratio",
 ]

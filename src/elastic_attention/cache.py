@@ -63,6 +63,10 @@ class ElasticCache:
         stored = [n - e if group.is_evicting else n for n, e in zip(self.lengths, self.evicted, strict=True)]
         return [stored[row // self.num_kv_heads] for row in group.rows]
 
+    def count_stored(self) -> int:
+        """Tokens stored, over all rows."""
+        return sum(sum(self.stored_lengths(group)) for group in self.groups or ())
+
     def dense_view(self) -> tuple[Tensor, Tensor] | None:
         """(B, G, S, D) views of keys and values if every row keeps everything and all lengths agree, else None."""
         if self.groups is None or self.groups[1].rows or min(self.lengths) != max(self.lengths):
@@ -86,12 +90,33 @@ class ElasticCache:
             lengths=stage(lengths, device),
         )
 
-    def append(self, keys: Tensor, values: Tensor, real: Tensor | None = None) -> None:
+    def attend_token(self, q: Tensor, scale: float) -> Tensor:
+        """Attention of the newest token of each sequence, (B, H, 1, D), over what its rows store."""
+        rows_q = q.reshape(len(self.lengths) * self.num_kv_heads, 1, -1, q.shape[-1])  # query heads of a row as queries
+        out = torch.empty_like(rows_q)
+        for group in self.groups or ():
+            if group.rows:
+                out[group.index] = self._attend_group(rows_q[group.index], group, scale)
+        return out.reshape(q.shape)
+
+    def _attend_group(self, q: Tensor, group: RowGroup, scale: float) -> Tensor:
+        lengths = self.stored_lengths(group)
+        longest, mask = max(lengths), None
+        if min(lengths) < longest:
+            ends = torch.tensor(lengths, device=q.device)[:, None, None, None]
+            mask = torch.arange(longest, device=q.device) < ends
+        k, v = group.keys[:, None, :longest], group.values[:, None, :longest]
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+
+    def append(
+        self, keys: Tensor, values: Tensor, real: Tensor | None = None, *, counts: Sequence[int] | None = None
+    ) -> None:
         """Store new tokens.
 
         Args:
             keys, values: (B, G, T, D).
             real: (B, T) bool, False = padding, which is not stored; None = all real.
+            counts: real tokens of each sequence, if known.
         """
         batch, heads, num_new, width = keys.shape
         if self.groups is None:
@@ -102,14 +127,15 @@ class ElasticCache:
                 RowGroup(list(range(batch * heads)), empty, empty, is_evicting=False),
                 RowGroup([], empty[:0], empty[:0], is_evicting=True),
             )
-        counts = [num_new] * batch if real is None else real.sum(1).tolist()
+        if counts is None:
+            counts = [num_new] * batch if real is None else real.sum(1).tolist()
         for group in self.groups:
             if group.rows:
                 self._append_rows(group, keys.flatten(0, 1), values.flatten(0, 1), counts, real)
         self.lengths = [n + c for n, c in zip(self.lengths, counts, strict=True)]
 
     def _append_rows(
-        self, group: RowGroup, keys: Tensor, values: Tensor, counts: list[int], real: Tensor | None
+        self, group: RowGroup, keys: Tensor, values: Tensor, counts: Sequence[int], real: Tensor | None
     ) -> None:
         starts = self.stored_lengths(group)
         if len(group.rows) < len(keys):

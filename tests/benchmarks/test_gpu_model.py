@@ -47,7 +47,7 @@ def test_decode_rows(record):
     assert (row["tokens"], row["batch"], row["kernel"]) == (256, 2, "sdpa")
     assert row["kv_bytes"] == 2 * 256 * 3 * 2 * 16 * 2 * 4
     assert row["tokens_per_second"] == pytest.approx(2 / row["seconds"])
-    assert {row["name"] for row in record["metrics"]["missing"]} >= {"fa3", "largest batch"}
+    assert {row["name"] for row in record["metrics"]["missing"]} >= {"fa3", "largest batch", "elastic"}
     assert record["model"] == "tiny"
 
 
@@ -88,9 +88,9 @@ def test_models_have_the_published_sizes(name):
 
 @pytest.mark.parametrize(("ratio", "count"), [(0.0, 0), (0.5, 12), (0.7, 17), (1.0, 24)])
 def test_routes_have_the_ratio(ratio, count):
-    routes = gpu_model.draw_routes(ratio, 6, 4)
+    routes = model_decode.draw_routes(ratio, 6, 4)
     assert routes.shape == (6, 4) and int(routes.sum()) == count
-    assert torch.equal(routes, gpu_model.draw_routes(ratio, 6, 4))
+    assert torch.equal(routes, model_decode.draw_routes(ratio, 6, 4))
 
 
 def test_visited_fraction_counts_pairs():
@@ -110,3 +110,25 @@ def test_largest_batch(limit, guess):
 
     assert model_decode.find_largest_batch(fits, guess) == limit
     assert len(tried) <= abs(limit - guess) + 2
+
+
+def test_a_filled_elastic_cache_holds_what_its_routes_say():
+    """Full rows keep every token, sparse rows the sink and the window; the bound counts the same bytes."""
+    model = gpu_model.build_model("tiny", torch.device("cpu"), 4096)
+    handle = gpu_model.attach(model, gpu_model.ElasticConfig.for_model(model))
+    routes = model_decode.draw_routes(0.5, 3, 2)
+    cache = model_decode.fill_cache(handle, routes, batch=2, tokens=2000)
+    held = build_pattern(handle.config.sparse_pattern).count_held(2000)
+    for layer, given in zip(cache.layers, routes, strict=True):
+        assert layer.get_seq_length() == 2000 and layer.store.lengths == [2000, 2000]
+        stored = [sorted(layer.store.stored_lengths(group)) for group in layer.store.groups]
+        assert stored == [[2000] * 2 * int((~given).sum()), [held] * 2 * int(given.sum())]
+    bench = model_decode.ModelBench(
+        options=None,
+        device=torch.device("cpu"),
+        model=model,
+        clock=model_decode.Clock(device=torch.device("cpu")),
+        dense=[],
+    )
+    row_bytes = 2 * 16 * 4
+    assert model_decode.count_kv_bytes(bench, handle, routes, 2000) == 3 * row_bytes * (held + 2000)

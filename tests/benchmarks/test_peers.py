@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from elastic_attention import StreamingConfig, hybrid_attention
-from elastic_attention.evaluation.bench_gpu import AttentionShape, own_kernel, torch_kernels
+from elastic_attention.evaluation.bench_gpu import own_kernel, torch_kernels
+from elastic_attention.evaluation.shapes import AttentionShape
 from oracles import visible_mask
 
 PATTERN = StreamingConfig(num_sink_tokens=32, local_window=64, block_size=16)

@@ -21,6 +21,7 @@ OPTIONS = {
     "bench": "--backend --device --dtype --json --model --quick --repeats --routers --tokens --what",
     "eval": "--budget --corpora --device --dtype --json --kind --length --model --output --routers --samples",
     "train": "--device --json --max-seconds --output recipe",
+    "convert": "--base --json --msr destination source",
     "report": "--check --curves --frontier --head-map --html --json --log --recipe --results --tables records",
 }
 

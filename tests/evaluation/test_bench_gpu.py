@@ -5,7 +5,8 @@ import torch
 
 from elastic_attention import StreamingConfig
 from elastic_attention.evaluation import bench_gpu
-from elastic_attention.evaluation.bench_gpu import AttentionShape, Kernel, measure_prefill, own_kernel, torch_kernels
+from elastic_attention.evaluation.bench_gpu import Kernel, measure_prefill, own_kernel, torch_kernels
+from elastic_attention.evaluation.shapes import AttentionShape
 from elastic_attention.evaluation.timing import Timing, time_graphs, time_interleaved
 from oracles import visible_mask
 
@@ -121,3 +122,12 @@ def test_samples_see_every_part(monkeypatch):
     out = torch.arange(2000.0).view(1, 1, 2000, 1)
     picked = bench_gpu._pick_rows(out).flatten()
     assert picked[0] == 0 and picked[-1] == 1999 and len(picked) == 1536
+
+
+def test_one_backend_beside_torch():
+    """What `elastic-attn bench` runs on a GPU, small, on the CPU backend."""
+    parts = list(bench_gpu.measure_gpu_kernels((96, 160), device=CPU, backend="cpu", pattern=PATTERN, repeats=1))
+    assert [[row["tokens"] for row in rows] for rows in parts] == [[96] * 5, [160] * 5]
+    for row in parts[1]:
+        assert row["dtype"] == "bfloat16" and row["backend"] == "cpu" and row["best_dense"] == "sdpa"
+    assert [row["msr"] for row in parts[1] if not row["is_dense"]] == [0.0, 0.5, 0.75, 1.0]

@@ -141,3 +141,6 @@ def test_a_gated_query_projection_is_refused(model):
     module.q_proj = torch.nn.Linear(48, 2 * 6 * 16, bias=False)
     with pytest.raises(UnsupportedModel, match="`q_proj` of LlamaAttention gives 192 features for 6 heads of 16"):
         queries_before_rope(module, torch.zeros(1, 2, 48))
+    del module.q_proj
+    with pytest.raises(UnsupportedModel, match="LlamaAttention has neither `q_proj` nor `qkv_proj`"):
+        queries_before_rope(module, torch.zeros(1, 2, 48))

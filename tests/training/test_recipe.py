@@ -2,6 +2,7 @@ import pytest
 from tiny_runs import make_recipe
 
 from elastic_attention import RecipeError
+from elastic_attention.config import StreamingConfig, TriangleConfig, XAttentionConfig
 from elastic_attention.training.recipe import Interval, OptimizerConfig, TemperatureConfig, load_recipe
 from elastic_attention.training.schedule import learning_rate_at, temperature_at
 
@@ -16,6 +17,16 @@ def test_recipe_round_trip(tmp_path):
     assert recipe.intervals["robust"] == Interval(low=0.8, high=1.0)
 
 
+def test_patterns_of_a_recipe(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text(GOOD + '[pattern]\nkind = "triangle"\nlocal_window = 1024\n')
+    assert load_recipe(path).pattern == TriangleConfig(local_window=1024)
+    path.write_text(GOOD + "[pattern]\nlocal_window = 1024\n[full_pattern]\nthreshold = 0.8\n")
+    recipe = load_recipe(path)
+    assert recipe.pattern == StreamingConfig(local_window=1024)
+    assert recipe.full_pattern == XAttentionConfig(threshold=0.8)
+
+
 @pytest.mark.parametrize(
     ("text", "named"),
     [
@@ -27,6 +38,9 @@ def test_recipe_round_trip(tmp_path):
         (GOOD + '[objective]\nloss = "regret"\n', "regret.*distillation"),
         (GOOD + '[objective]\nconstraint = "hope"\n', "hope.*signed"),
         (GOOD + "[objective]\nramp_ratio = 2.0\n", "ramp_ratio=2.0"),
+        (GOOD + '[pattern]\nkind = "dots"\n', "dots.*xattention"),
+        (GOOD.replace("steps = 3", 'steps = 3\nfull_pattern = "dots"'), "full_pattern='dots'"),
+        (GOOD + '[pattern]\nkind = "triangle"\n[full_pattern]\nstride = 8\n', "needs a streaming pattern"),
         (GOOD.replace("robust = { low = 0.8, high = 1.0 }\n", ""), "intervals.*is empty"),
         ("model = \n", "TOML"),
     ],

@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 from tiny_runs import make_recipe, parts
 
 from elastic_attention import attach
-from elastic_attention.models.checkpoint import STATIC_FILE, read_static_routes
+from elastic_attention.config import StreamingConfig, TriangleConfig, XAttentionConfig
+from elastic_attention.models.checkpoint import STATIC_FILE, load_adapter, read_static_routes
 from elastic_attention.router import RouteNoise, RouteSampler
 from elastic_attention.training import sources
 from elastic_attention.training.recipe import ObjectiveConfig, OptimizerConfig, RouteConfig
@@ -156,6 +157,30 @@ def test_blend_weights_stay_between_zero_and_one(model):
     assert found.values.tolist() == [[0.0, 1.0], [0.25, 1.0], [0.0, 1.0]]
     routes = found.sample(1, torch.zeros(3, 2, 16), sampler(3))
     assert torch.equal(routes, torch.tensor([0.75, 0.0]).expand(3, 2))
+
+
+# Patterns ---------------------------------------------------------------------------------------------------------
+
+STREAMING = StreamingConfig(num_sink_tokens=16, local_window=32, block_size=16)
+XA = XAttentionConfig(block_size=16, stride=4, threshold=0.5)
+PAIRS = {
+    "FA-SSA": (STREAMING, "full"),
+    "FA-XA": (XA, "full"),
+    "XA-SSA": (STREAMING, XA),
+    "FA-TA": (TriangleConfig(num_sink_tokens=16, local_window=32, block_size=16, num_last_queries=16), "full"),
+}
+
+
+@pytest.mark.parametrize("source", ["head_router", "layer_router", "alpha"])
+@pytest.mark.parametrize("pair", PAIRS)
+def test_every_pair_of_patterns_trains(tmp_path, pair, source):
+    pattern, full_pattern = PAIRS[pair]
+    train(recipe_for(source, steps=2, pattern=pattern, full_pattern=full_pattern), tmp_path / "run", **parts())
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert len(lines) == 2 and all(line["gradient_norm"] > 0 for line in lines)
+    if source != "alpha":
+        config, _ = load_adapter(tmp_path / "run" / "adapter")
+        assert (config.sparse_pattern, config.full_pattern) == (pattern, full_pattern)
 
 
 # Free pairings, and a source of one's own -------------------------------------------------------------------------

@@ -1,10 +1,16 @@
-"""Pictures of speed, from made-up records."""
+"""Pictures and tables of speed, from made-up records."""
 
 import pytest
 from made_records import make_record
 
 from elastic_attention.errors import ElasticAttentionError
 from elastic_attention.viz.performance import save_kernel_speed, save_model_speed
+from elastic_attention.viz.speed_tables import (
+    render_gpu_decode,
+    render_gpu_prefill,
+    render_model_decode,
+    render_model_prefill,
+)
 
 
 def make_prefill(kernel, msr, tokens, **changes):
@@ -82,3 +88,21 @@ def test_model_panels(model, tmp_path):
 def test_records_without_speed_are_refused(save, tmp_path):
     with pytest.raises(ElasticAttentionError, match="no rows of speed"):
         save(make_record("demo", {"rows": []}), tmp_path / "x.svg")
+
+
+def test_tables_of_kernels(kernels):
+    lines = render_gpu_prefill(kernels).splitlines()
+    assert len(lines) == 2 + 2 * 4 and lines[0].startswith("| Tokens | Heads | Kernel | TFLOP/s, MSR 0 |")
+    hopper = next(line for line in lines if "hopper" in line)
+    assert hopper == "| 8,192 | 32 / 8 × 128 | hopper | 600 | – | 600 | – | 600 | 1.50 | – |"
+    decode = [row | {"milliseconds": 0.0424, "speedup": 1.25} for row in kernels["metrics"]["decode"]]
+    table = render_gpu_decode({"metrics": {"decode": decode}})
+    assert "| 32,768 | 1 | 0.50 | paged | 42.4 | 3.00 | 1.25 |" in table
+
+
+def test_tables_of_models(model):
+    lines = render_model_prefill(model).splitlines()
+    assert len(lines) == 2 + 2 + 6 + 1
+    assert "| qwen3-8b | 8,192 | dense, fa3 | 0.00 | 2.00 | 1.00 | – | 1.00 | – |" in lines
+    assert any("elastic, with routers" in line for line in lines)
+    assert "| qwen3-8b | 8,192 | 1 | elastic | 0.70 | 50.0 | 1.54 | – | – |" in render_model_decode(model).splitlines()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..config import SparsePattern, StreamingConfig, TriangleConfig, XAttentionConfig
-from ..kernels.backends import choose_backend, is_fused
+from ..kernels.backends import check_tensors, choose_backend, is_fused
 from ..kernels.block_lists import BlockLists, count_rows, find_first_blocks, pack_mask
 from ..kernels.gather import attend_gather
 from ..kernels.masked import attend_masked
@@ -17,7 +17,7 @@ from ..kernels.modes import FULL, LISTS, STREAMING, TRIANGLE
 from ..kernels.reference import attend_modes
 from ..kernels.spans import Spans
 from ..kernels.xattention import choose_blocks, score_blocks, select_blocks
-from ..patterns import build_pattern
+from ..patterns import TrianglePattern, XAttentionPattern, build_pattern
 from .layout import list_spans
 
 _CODES = {StreamingConfig: STREAMING, XAttentionConfig: LISTS, TriangleConfig: TRIANGLE}
@@ -53,7 +53,7 @@ def choose_for(
     """The backend for these tensors; see `choose_backend`."""
     build_pattern(pattern)  # refuses what is no pattern
     has_gradient = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-    return choose_backend(
+    chosen = choose_backend(
         backend,
         q.device,
         q.dtype,
@@ -61,6 +61,7 @@ def choose_for(
         block_size=pattern.block_size,
         needs_gradient=is_training or has_gradient,
     )
+    return check_tensors(backend, chosen, q, k, v)
 
 
 def make_plan(
@@ -91,9 +92,9 @@ def make_plan(
     dense_rows = None
     if isinstance(pattern, TriangleConfig):
         ends = prompt_lengths if prompt_lengths is not None else _key_lengths(q, k, spans)
-        dense_rows = build_pattern(pattern).find_dense_rows(ends.to(q.device))
+        dense_rows = TrianglePattern(pattern).find_dense_rows(ends.to(q.device))
     elif xattention is not None and prompt_lengths is not None:
-        dense_rows = build_pattern(xattention).find_dense_rows(prompt_lengths.to(q.device))
+        dense_rows = XAttentionPattern(xattention).find_dense_rows(prompt_lengths.to(q.device))
     lists = None
     if xattention is not None:
         build_lists = _list_blocks
@@ -115,7 +116,7 @@ def attend_planned(
     """out like q and lse (B, H, T) float32; rows of no sequence are 0 and -inf."""
     if is_fused(backend):
         if backend == "hopper":
-            from ..kernels.hopper.prefill import attend_hopper as attend_fused
+            from ..kernels.hopper import attend_hopper as attend_fused
         else:
             from ..kernels.triton.prefill import attend_triton as attend_fused
         return attend_fused(

@@ -9,6 +9,7 @@ import typer
 from .. import __version__
 from ..errors import ElasticAttentionError
 from .bench import bench
+from .convert import convert
 from .demo import demo
 from .eval import evaluate
 from .inspect import inspect
@@ -26,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, run, inspect, bench, train, report):
+for command in (demo, run, inspect, bench, train, convert, report):
     app.command()(command)
 app.command("eval")(evaluate)
 

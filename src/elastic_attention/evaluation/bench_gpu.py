@@ -6,7 +6,7 @@ Shape letters: B batch, S tokens, H query heads, G KV heads, D head dim.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,11 +18,11 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from ..attention import hybrid_attention
 from ..config import StreamingConfig
-from ..patterns import build_pattern
-from ..sparsity import count_causal_pairs, count_read_pairs
+from .oracle import check_against_oracle
+from .shapes import AttentionShape
 from .timing import Run, Timing, time_interleaved
 
-SEED = 0
+RATIOS = (0.0, 0.5, 0.7, 1.0)
 MAX_ERROR = 1e-2  # relative difference of two right bfloat16 results; a wrong mask makes far more
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -43,58 +43,6 @@ class Kernel:
     prepare: Callable[[Tensor], Attend]
     is_dense: bool = False
     is_exact: bool = True
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AttentionShape:
-    """Sizes of one causal prefill."""
-
-    tokens: int
-    batch: int = 1
-    num_q_heads: int = 32
-    num_kv_heads: int = 8
-    head_dim: int = 128
-
-    def draw(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        """Random q (B, H, S, D), k and v (B, G, S, D), as views of (B, S, heads, D), which is how models have them."""
-        generator = torch.Generator(device).manual_seed(SEED)
-        q, k, v = (
-            torch.randn(
-                self.batch, self.tokens, heads, self.head_dim, device=device, dtype=dtype, generator=generator
-            ).transpose(1, 2)
-            for heads in (self.num_q_heads, self.num_kv_heads, self.num_kv_heads)
-        )
-        return q, k, v
-
-    def spread_sparse(self, ratio: float) -> Tensor:
-        """(B, G) bool with the number of sparse heads nearest to `ratio` of all, spread evenly."""
-        total = self.batch * self.num_kv_heads
-        count = round(ratio * total)
-        place = torch.arange(total)
-        return ((place + 1) * count // total > place * count // total).view(self.batch, self.num_kv_heads)
-
-    def count_flops(self, routes: Tensor, pattern: StreamingConfig) -> float:
-        """Floating-point operations on computed blocks, the diagonal counted half."""
-        sparse, total = int(routes.sum()), routes.numel()
-        read = count_read_pairs(build_pattern(pattern), 0, self.tokens, num_heads=total, num_sparse=sparse)
-        pairs = read - total * self.tokens / 2  # a diagonal block holds b (b + 1) / 2 pairs and counts b * b / 2
-        return 4.0 * self.head_dim * pairs * self.num_q_heads / self.num_kv_heads
-
-    def visited_fraction(self, routes: Tensor, pattern: StreamingConfig) -> float:
-        """Query-key pairs read over causal pairs."""
-        sparse, total = int(routes.sum()), routes.numel()
-        read = count_read_pairs(build_pattern(pattern), 0, self.tokens, num_heads=total, num_sparse=sparse)
-        return read / (total * count_causal_pairs(0, self.tokens))
-
-    def as_row(self) -> dict[str, int]:
-        """The keys of a record's row."""
-        return {
-            "tokens": self.tokens,
-            "batch": self.batch,
-            "heads": self.num_q_heads,
-            "kv_heads": self.num_kv_heads,
-            "head_dim": self.head_dim,
-        }
 
 
 def own_kernel(backend: str, pattern: StreamingConfig) -> Kernel:
@@ -126,6 +74,54 @@ def torch_kernels(device: torch.device) -> list[Kernel]:
     if device.type != "cuda":
         return [make("sdpa", None)]
     return [make("sdpa flash", SDPBackend.FLASH_ATTENTION), make("sdpa cudnn", SDPBackend.CUDNN_ATTENTION)]
+
+
+def measure_gpu_kernels(
+    lengths: Sequence[int],
+    *,
+    device: torch.device,
+    backend: str = "auto",
+    pattern: StreamingConfig | None = None,
+    ratios: Sequence[float] = RATIOS,
+    repeats: int = 9,
+    max_seconds: float = 10.0,
+) -> Iterator[list[dict[str, Any]]]:
+    """Time one backend beside PyTorch's dense kernels; it is compared with the oracle first.
+
+    Args:
+        lengths: tokens of each measurement.
+        max_seconds: for the repeats of one length.
+
+    Yields:
+        The rows of one length as `measure_prefill` gives them, with dtype and backend.
+
+    Raises:
+        OracleMismatch: the backend differs from the oracle; there are no times then.
+        BackendUnavailable: it cannot run here.
+    """
+    pattern, dtype = pattern or StreamingConfig(), torch.bfloat16
+    shapes = [AttentionShape(tokens=tokens) for tokens in lengths]
+    for shape in shapes:
+        check_against_oracle(
+            pattern,
+            group_size=shape.num_q_heads // shape.num_kv_heads,
+            head_dim=shape.head_dim,
+            dtype=dtype,
+            device=device,
+            backend=backend,
+        )
+        kernels = [own_kernel(backend, pattern), *torch_kernels(device)]
+        rows, _ = measure_prefill(
+            shape,
+            kernels,
+            ratios,
+            pattern=pattern,
+            device=device,
+            dtype=dtype,
+            repeats=repeats,
+            max_seconds=max_seconds,
+        )
+        yield [row | {"dtype": "bfloat16", "backend": backend} for row in rows]
 
 
 def measure_prefill(

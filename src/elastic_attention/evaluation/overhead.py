@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from .. import records
+from ..config import StreamingConfig
 from ..models.cache_layer import ElasticLayer
 from ..models.families import find_attention_modules
 from .session import Session, describe_device, measure_peak_bytes
@@ -77,7 +78,7 @@ def measure_kv_bytes(session: Session, *, tokens: int) -> dict[str, Any]:
     num_sparse = int(report["routes"][0][list(handle.routed_layers)].sum())
     num_heads = len(handle.routed_layers) * handle.config.base_model.num_kv_heads
     stores = [layer.store for layer in cache.layers if isinstance(layer, ElasticLayer)]
-    counted = sum(sum(store.stored_lengths(group)) for store in stores for group in store.groups or ())
+    counted = sum(store.count_stored() for store in stores)
     return {
         "tokens": tokens,
         "kv_bytes": counted * element_bytes,

@@ -12,6 +12,7 @@ from functools import cache, lru_cache
 from importlib.util import find_spec
 
 import torch
+from torch import Tensor
 
 from ..errors import BackendUnavailable
 
@@ -84,11 +85,39 @@ def explain_backend(
         return f"it needs a head dim that is a multiple of 16 up to 256, not {head_dim}"
     if block_size % 16 or not 16 <= block_size <= 128:
         return f"it needs blocks of 16 to 128 tokens in steps of 16, not {block_size}"
-    if backend == "hopper":
-        from .hopper import explain_hopper
+    return _explain_hopper(device, dtype, head_dim, needs_gradient) if backend == "hopper" else None
 
-        return explain_hopper(device, dtype, head_dim, block_size, needs_gradient)
-    return None
+
+def _explain_hopper(device: torch.device, dtype: torch.dtype, head_dim: int, needs_gradient: bool) -> str | None:
+    from .hopper import HEAD_DIMS, explain_triton
+
+    if torch.version.hip is not None or torch.cuda.get_device_capability(device)[0] != 9:
+        return "it needs an NVIDIA GPU of compute capability 9"
+    if dtype == torch.float32:
+        return "it needs float16 or bfloat16"
+    if head_dim not in HEAD_DIMS:
+        return f"it knows head dims {HEAD_DIMS}, not {head_dim}"
+    if needs_gradient:
+        return "it has no backward; backend 'triton' has one"
+    return explain_triton()
+
+
+def check_tensors(backend: str, chosen: str, q: Tensor, k: Tensor, v: Tensor) -> str:
+    """`chosen`, or what "auto" takes instead where these tensors lie in memory as that kernel cannot read them.
+
+    Raises:
+        BackendUnavailable: `backend` asked for it by name.
+    """
+    if chosen != "hopper":
+        return chosen
+    from .hopper import explain_hopper
+
+    lack = explain_hopper(q, k, v)
+    if lack is None:
+        return chosen
+    if backend != "auto":
+        raise BackendUnavailable(f"backend={backend!r} cannot run here: {lack}.")
+    return "triton"
 
 
 @cache

@@ -66,7 +66,7 @@ def pack_mask(mask: Tensor, first_blocks: Tensor, block_size: int) -> BlockLists
     """Lists from a bool mask (B, H, M, N) that keeps to causality; plain PyTorch, no sort, no host sync.
 
     Args:
-        mask: True = query block first + r reads key block n; at most M rows and N blocks.
+        mask: True = query block first + r reads key block n. Query blocks behind the last of N list nothing.
         first_blocks: (B,) int.
         block_size: tokens of a block.
     """
@@ -74,7 +74,7 @@ def pack_mask(mask: Tensor, first_blocks: Tensor, block_size: int) -> BlockLists
     capacity = count_entries(num_rows, num_blocks)
     starts, last = _locate_rows(first_blocks, num_rows)
     blocks = torch.arange(num_blocks, device=mask.device)
-    kept = mask & (blocks <= last[:, None, :, None])
+    kept = mask & ((blocks <= last[..., None]) & (last < num_blocks)[..., None])[:, None]
     places = starts[:, None, :, None] + kept.cumsum(3) - 1
     indices = torch.zeros(*mask.shape[:2], capacity + 1, dtype=torch.int16, device=mask.device)
     source = blocks.to(torch.int16).expand(kept.shape).flatten(2)

@@ -103,7 +103,7 @@ def elastic_attention(
             out = torch.cat([out[:, :, : tokens.prompt_columns], dense[:, :, tokens.prompt_columns :]], dim=2)
         return out.transpose(1, 2), None
     is_new = layer.columns == 0
-    layer.append(key, value, tokens.real)
+    layer.append(key, value, tokens.real, tokens.counts)
     layer.store.assign(step.now)
     view = layer.store.dense_view() if is_dense and (is_new or tokens.num_columns == 1) else None
     if view is not None:

@@ -1,5 +1,6 @@
 """The layer that replaces transformers' DynamicLayer: an ElasticCache plus what is known about its sequences."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,15 +9,18 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from ..cache import ElasticCache
 from ..errors import UnsupportedCache
+from ..paging import LayerGroup, PagedCache
 from ..router import BoundaryPool
-from ..types import Pattern
+
+Store = ElasticCache | PagedCache
 
 
 class ElasticLayer(DynamicLayer):
     """One layer of a transformers cache. Columns are what transformers counts, padding included.
 
     Attributes:
-        store: keys and values, real tokens only.
+        store: keys and values, real tokens only; `make_store` makes an empty one.
+        group: what the layers of a cache share.
         is_decided: by sequence, has the route been decided?
         pool: pooled keys of sequences whose route is still open.
         is_waiting: the prompt arrives in chunks and its end is not there yet.
@@ -27,15 +31,15 @@ class ElasticLayer(DynamicLayer):
 
     is_croppable = True
 
-    def __init__(self, pattern: Pattern, *, keeps_all: bool, num_pooled: int) -> None:
+    def __init__(self, make_store: Callable[[LayerGroup], Store], group: LayerGroup, *, num_pooled: int) -> None:
         super().__init__()
-        self.pattern, self.keeps_all = pattern, keeps_all
+        self.make_store, self.group = make_store, group
         self.num_pooled = num_pooled
         self.is_claimed = self.record_past = False
         self._clear()
 
     def _clear(self) -> None:
-        self.store = ElasticCache(self.pattern, keeps_all=self.keeps_all)
+        self.store = self.make_store(self.group)
         self.columns = 0
         self.real: Tensor | None = None  # (B, columns) once there was padding
         self.is_decided: list[bool] = []
@@ -63,8 +67,8 @@ class ElasticLayer(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
         return key_states, value_states
 
-    def append(self, keys: Tensor, values: Tensor, real: Tensor | None) -> None:
-        """Store (B, G, T, D) keys and values of new columns; `real` (B, T) bool marks real tokens."""
+    def append(self, keys: Tensor, values: Tensor, real: Tensor | None, counts: list[int]) -> None:
+        """Store (B, G, T, D) keys and values of new columns; `real` (B, T) bool marks the `counts` real tokens."""
         batch, num_new = keys.shape[0], keys.shape[2]
         if real is not None or self.real is not None:
             ones = [torch.ones(batch, n, dtype=torch.bool, device=keys.device) for n in (self.columns, num_new)]
@@ -72,7 +76,16 @@ class ElasticLayer(DynamicLayer):
                 [ones[0] if self.real is None else self.real, ones[1] if real is None else real], dim=1
             )
         self.columns += num_new
-        self.store.append(keys, values, real)
+        self.store.append(keys, values, real, counts=counts)
+
+    def advance(self, num_tokens: int) -> None:
+        """Count columns that a captured step appended on the device, one real token a sequence each."""
+        assert isinstance(self.store, PagedCache)
+        self.store.advance(num_tokens)
+        self.columns += num_tokens
+        if self.real is not None:
+            ones = self.real.new_ones(len(self.real), max(0, num_tokens))
+            self.real = torch.cat([self.real[:, : self.columns], ones], dim=1)[:, : self.columns]
 
     def get_seq_length(self) -> int:
         return self.columns
@@ -132,7 +145,7 @@ class ElasticLayer(DynamicLayer):
             self.pool.select(indices)
 
 
-def claim_layer(cache: Cache, index: int, make: Any) -> ElasticLayer:
+def claim_layer(cache: Cache, index: int, make: Callable[[LayerGroup], ElasticLayer]) -> ElasticLayer:
     """The routed layer `index` of a cache; an empty dynamic layer is replaced by one of ours.
 
     Raises:
@@ -157,7 +170,8 @@ def claim_layer(cache: Cache, index: int, make: Any) -> ElasticLayer:
         raise UnsupportedCache(
             f"The cache already holds {layer.get_seq_length()} tokens of the base model; start with an empty one."
         )
-    ours: ElasticLayer = make()
+    group = next((other.group for other in cache.layers if isinstance(other, ElasticLayer)), None)
+    ours = make(group or LayerGroup())
     ours.is_claimed = True
     cache.layers[index] = ours
     return ours

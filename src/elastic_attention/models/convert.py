@@ -37,8 +37,9 @@ def convert_checkpoint(
         msr: share of the heads that a static mask makes sparse. None: what the file suggests, else its threshold.
 
     Returns:
-        Facts: "kind" (elastic, flux, prulong, duo_attention), "granularity", "layers", "base_model", patterns,
-        "msr" (of static masks), "projections" (None, or what the comparison found) and "notes" (sentences).
+        Facts: "source", "kind" (elastic, flux, prulong, duo_attention, table), "granularity", "layers", "base_model",
+        "sparse_pattern", "full_pattern", "msr" (of static masks), "projections" (None, or what the comparison found)
+        and "notes" (sentences).
 
     Raises:
         AdapterError: the source is unknown, damaged or incomplete; nothing was written.
@@ -51,21 +52,24 @@ def convert_checkpoint(
     if not path.is_file():
         path = locate_folder(source, _PATTERNS, kind="model")
         if not (path / TABLE_FILE).is_file():
-            return _convert_folder(path, destination, base, msr)
+            return _convert_folder(path, destination, base, msr, {"source": name_publicly(str(source))})
         path = path / TABLE_FILE
     if base is not None:
         raise AdapterError(f"{path} is a mask without projections; leave out base={str(base)!r}.")
+    facts = {"source": path.name}
     if path.suffix == ".tsv":
-        return _write_mask(read_table(path), destination, msr)
+        return _write_mask(read_table(path), destination, msr, facts)
     if path.suffix != ".safetensors":
         raise AdapterError(f"{path} is neither a folder nor a .tsv or .safetensors file, so it cannot be converted.")
     gates = read_gates(TensorFolder(path))
     if gates is None:
         raise AdapterError(f"{path} holds no log alphas; name the folder of a checkpoint or a file with one (L, G).")
-    return _write_mask(gates, destination, msr)
+    return _write_mask(gates, destination, msr, facts)
 
 
-def _convert_folder(folder: Path, destination: str | Path, base: str | Path | None, msr: float | None) -> dict[str, Any]:
+def _convert_folder(
+    folder: Path, destination: str | Path, base: str | Path | None, msr: float | None, facts: dict[str, Any]
+) -> dict[str, Any]:
     config = read_released_config(folder / "config.json")
     tensors = TensorFolder(folder)
     refuse_unknown_tensors(tensors)
@@ -74,10 +78,10 @@ def _convert_folder(folder: Path, destination: str | Path, base: str | Path | No
     if not is_routed and gates is None:
         raise AdapterError(f"{folder} holds neither routers nor log alphas, so there is nothing to convert.")
     if is_routed and msr is not None:
-        raise AdapterError(f"msr={msr} is for static masks; {folder} holds routers, whose sparsity depends on the input.")
+        raise AdapterError(f"msr={msr} is for static masks, {folder} holds routers; leave it out.")
     projections = None if base is None else _compare_projections(tensors, _open_base(base))
     name = None if base is None else name_publicly(str(base))
-    facts = {"projections": projections}
+    facts |= {"projections": projections}
     if gates is None:
         return _write_routers(tensors, config, destination, name, facts)
     shape = (config.base.num_layers, config.base.num_kv_heads)
@@ -113,7 +117,7 @@ def _write_routers(
         sparse_pattern=config.sparse_pattern,
         full_pattern=config.full_pattern,
         granularity=found.granularity,
-        training={"converted": {key: facts[key] for key in ("kind", "projections", "notes")}},
+        training={"converted": {key: facts[key] for key in ("source", "kind", "projections", "notes")}},
     )
     with torch.device("meta"):
         routers = RouterStack(elastic.router, elastic.routed_layers, elastic.granularity)
@@ -122,9 +126,7 @@ def _write_routers(
     return facts
 
 
-def _write_mask(
-    mask: StaticMask, destination: str | Path, msr: float | None, more: dict[str, Any] | None = None
-) -> dict[str, Any]:
+def _write_mask(mask: StaticMask, destination: str | Path, msr: float | None, more: dict[str, Any]) -> dict[str, Any]:
     head_is_sparse = mask.cut(msr)
     facts = {
         "kind": mask.kind,
@@ -135,14 +137,14 @@ def _write_mask(
         "full_pattern": "full",
         "msr": head_is_sparse.float().mean().item(),
         "projections": None,
-        **(more or {}),
+        **more,
     }
     facts["notes"] = [
         "One mask for all inputs: pass it to Handle.set_routes.",
         f"Cut at the threshold {mask.threshold}." if msr is None else f"Cut at the share {msr} of sparse heads.",
     ]
     if facts["sparse_pattern"] is None:
-        facts["notes"].append("The file does not say what sparse heads read; the mask fits the pattern it was made for.")
+        facts["notes"].append("The file does not say what sparse heads read; use the pattern it was made for.")
     save_static_routes(destination, head_is_sparse, {"scores": mask.scores}, facts)
     return facts
 

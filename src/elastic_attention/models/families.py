@@ -134,7 +134,7 @@ def queries_before_rope(module: Any, hidden_states: Tensor) -> Tensor:
     """Queries as a layer router wants them: (B, m, H, D), otherwise like `keys_before_rope`.
 
     Raises:
-        UnsupportedModel: the projection gives more than queries, such as a gate.
+        UnsupportedModel: there is no such projection, or it gives more than queries, such as a gate.
     """
     return _project(module, hidden_states, "q")
 
@@ -145,8 +145,10 @@ def _project(module: Any, hidden_states: Tensor, letter: str) -> Tensor:
     heads, offset = (num_q_heads, 0) if letter == "q" else (num_kv_heads, num_q_heads * head_dim)
     if hasattr(module, f"{letter}_proj"):
         states = getattr(module, f"{letter}_proj")(hidden_states)
-    else:  # one fused projection, queries first (Phi-3)
+    elif hasattr(module, "qkv_proj"):  # one fused projection, queries first (Phi-3)
         states = module.qkv_proj(hidden_states).narrow(-1, offset, heads * head_dim)
+    else:
+        raise UnsupportedModel(f"{type(module).__name__} has neither `{letter}_proj` nor `qkv_proj` for its router.")
     if states.shape[-1] != heads * head_dim:
         raise UnsupportedModel(
             f"`{letter}_proj` of {type(module).__name__} gives {states.shape[-1]} features for {heads} heads of "

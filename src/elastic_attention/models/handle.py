@@ -9,19 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..config import ElasticConfig, XAttentionConfig
-from ..kernels.backends import choose_backend
-from ..patterns import build_pattern
+from ..cache import ElasticCache
+from ..config import ElasticConfig, StreamingConfig, XAttentionConfig
+from ..kernels.backends import choose_backend, is_fused
+from ..paging import LayerGroup, PagedCache
+from ..patterns import StreamingPattern, build_pattern
 from ..router import RouterStack
 from ..types import ForwardRecord
 from . import checkpoint
 from .attention_function import IMPLEMENTATION
-from .cache_layer import ElasticLayer, claim_layer
+from .cache_layer import ElasticLayer, Store, claim_layer
 from .calibration import calibrate_budget
 from .families import count_kv_heads, find_attention_modules, unwrap_model
 from .generation import Prompt, wrap_generate
 from .report import RouteReport
-from .routing import LayerStep, RouteSource, RoutingRules, plan_layer
+from .routing import KeyRouter, LayerStep, RouteSource, RoutingRules, plan_layer
 from .tokens import Tokens, read_tokens
 
 _logger = logging.getLogger(__name__)
@@ -56,17 +58,18 @@ class Handle:
         self.budget = 0.0
         self.decode, self.prefill_policy, self.first_chunk_tokens = decode, prefill_policy, first_chunk_tokens
         self.reroute_on_append = reroute_on_append
-        self.backend = choose_backend(backend)
+        self._backend = choose_backend(backend)
         self._pattern = build_pattern(config.sparse_pattern)
         # What XAttention may want next is not known, so its heads keep every key and answers read them all.
         self._keeps_all = decode == "full" or isinstance(config.sparse_pattern, XAttentionConfig)
-        self.restart_report()
+        self._report = self._new_report()
         self._element_bytes = 0
         self._forced: Tensor | None = None
         self._source: RouteSource | None = None
         self._record: ForwardRecord | None = None
         self._prompt_lengths: Tensor | None = None
         self.prompt: Prompt | None = None
+        self._fused_weights: dict[int, Any] = {}  # share the memory of `routers`
         self._tokens: tuple[Tensor | None, Any, Tokens] | None = None  # of the forward under way
         self._is_enabled = True
         self._install()
@@ -171,6 +174,18 @@ class Handle:
         with torch.no_grad():
             return router(pooled, layer=index, budget=self.budget)
 
+    def _find_kernel(self) -> KeyRouter | None:
+        """The fused router, where a GPU kernel runs and there is one decision per KV head."""
+        return self._decide_keys if self._is_paged() and self.config.granularity == "head" else None
+
+    def _decide_keys(self, index: int, keys: Tensor, counts: Tensor) -> Tensor:
+        from ..kernels.triton.router import RouterWeights, route_fused
+
+        if index not in self._fused_weights or self._fused_weights[index].task_in.device != keys.device:
+            state = self.routers[index].to(keys.device).state_dict()
+            self._fused_weights[index] = RouterWeights.from_state(state)
+        return route_fused(keys, counts, self._fused_weights[index], self.budget)[0]
+
     def calibrate(self, prompts: Sequence[Any], target: float = 0.7, tolerance: float = 0.01) -> dict[str, float]:
         """Search the budget whose mean MSR over sample prompts is `target`, and set it.
 
@@ -194,6 +209,25 @@ class Handle:
         """
         return self._report.summarize()
 
+    @contextlib.contextmanager
+    def without_books(self) -> Iterator[None]:
+        """Inside, forwards do not enter the report."""
+        kept, self._report = self._report, self._new_report()
+        try:
+            yield
+        finally:
+            self._report = kept
+
+    def note_decoded(self, cache: Any, num_tokens: int) -> None:
+        """Enter decode steps into the report that a captured graph ran, `num_tokens` a row."""
+        for index in self.routed_layers:
+            layer = cache.layers[index]
+            tokens = Tokens.decoded([n - num_tokens for n in layer.store.lengths], num_tokens)
+            routes = layer.store.routes
+            step = LayerStep(tokens=tokens, layer=layer, now=routes, after=routes, is_decided=layer.is_decided)
+            self._report.add(index, step)
+        self._report.close_forward(self._element_bytes)
+
     # Saving ----------------------------------------------------------------------------------------------------
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -208,7 +242,10 @@ class Handle:
 
     def restart_report(self) -> None:
         """Begin new books; `generate` calls it once, a forward outside of it each time."""
-        self._report = RouteReport(self._pattern, self.config.base_model.num_layers, keeps_all=self._keeps_all)
+        self._report = self._new_report()
+
+    def _new_report(self) -> RouteReport:
+        return RouteReport(self._pattern, self.config.base_model.num_layers, keeps_all=self._keeps_all)
 
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._tokens = None
@@ -238,7 +275,7 @@ class Handle:
         self._note(index, step)
         extra = {
             "elastic": step,
-            "backend": self.backend,
+            "backend": self._backend,
             "pattern": self.config.sparse_pattern,
             "full_pattern": self.config.full_pattern,
             "keeps_all": self._keeps_all,
@@ -275,6 +312,7 @@ class Handle:
         return RoutingRules(
             config=self.config,
             source=self._source or self.decide,
+            route_keys=None if self._source else self._find_kernel(),
             forced=None if self._source else (prompt_routes if prompt_routes is not None else self._forced),
             is_sampling=self._is_sampling,
             prompt_lengths=self._prompt_lengths,
@@ -283,8 +321,33 @@ class Handle:
             reroute_on_append=self.reroute_on_append,
         )
 
-    def _make_layer(self) -> ElasticLayer:
-        return ElasticLayer(self._pattern, keeps_all=self._keeps_all, num_pooled=self.config.router.pooled_tokens)
+    def _make_layer(self, group: LayerGroup) -> ElasticLayer:
+        pattern, keeps_all = self._pattern, self._keeps_all
+        if not isinstance(pattern, StreamingPattern):  # nothing is dropped, so any rule for dropping will do
+            pattern = StreamingPattern(StreamingConfig())
+        is_paged = self._is_paged()
+
+        def make_store(group: LayerGroup) -> Store:
+            if is_paged:
+                return PagedCache(pattern, keeps_all=keeps_all, group=group)
+            return ElasticCache(pattern, keeps_all=keeps_all)
+
+        return ElasticLayer(make_store, group, num_pooled=self.config.router.pooled_tokens)
+
+    def _is_paged(self) -> bool:
+        return self.model.device.type == "cuda" and is_fused(self.backend)
+
+    @property
+    def backend(self) -> str:
+        """The backend that runs on the model's present device."""
+        base = self.config.base_model
+        return choose_backend(
+            self._backend,
+            self.model.device,
+            self.model.dtype,
+            base.head_dim,
+            block_size=self.config.sparse_pattern.block_size,
+        )
 
     @property
     def has_given_routes(self) -> bool:

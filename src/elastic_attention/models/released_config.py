@@ -10,7 +10,7 @@ from .tensor_folder import read_json
 
 _ARCHITECTURES = {"PawQwen3ForCausalLM": "qwen3", "PawLlamaForCausalLM": "llama"}
 _BLOCK = 128  # the block of the released kernels; sizes are rounded up to it
-_PATTERNS_ONLY = {"moba": "MoBA", "infllm": "InfLLM-V2", "nsa": "NSA"}
+_PATTERNS_ONLY = {"moba": "MoBA", "infllm": "InfLLM-V2"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,7 +44,7 @@ def read_released_config(path: Path) -> ReleasedConfig:
     data = read_json(path)
     _refuse_patterns_without_routers(path, data)
     names = data.get("architectures")
-    architecture = names[0] if isinstance(names, list) and names else names
+    architecture = str(names[0]) if isinstance(names, list) and names else ""
     if architecture not in _ARCHITECTURES or data.get("model_type") != _ARCHITECTURES[architecture]:
         raise AdapterError(
             f"{path} says architectures={names!r} and model_type={data.get('model_type')!r}; Elastic and Flux "
@@ -63,7 +63,7 @@ def read_released_config(path: Path) -> ReleasedConfig:
             num_layers=_read_size(path, data, "num_hidden_layers"),
             num_q_heads=q_heads,
             num_kv_heads=_read_size(path, data, "num_key_value_heads"),
-            head_dim=_read_size(path, data, "head_dim", _read_size(path, data, "hidden_size", 0) // q_heads),
+            head_dim=_read_size(path, data, "head_dim", _read_size(path, data, "hidden_size") // q_heads),
         ),
         sparse_pattern=sparse,
         full_pattern=full,
@@ -75,10 +75,10 @@ def read_released_config(path: Path) -> ReleasedConfig:
 
 
 def _refuse_patterns_without_routers(path: Path, data: dict[str, Any]) -> None:
-    words = " ".join([*map(str, data), str(data.get("architectures")), str(data.get("model_type"))]).lower()
-    words += str(data.get("attn_implementation", data.get("_attn_implementation"))).lower()
+    told = ("architectures", "model_type", "attn_implementation", "_attn_implementation")
+    words = " ".join([*data, *(str(data.get(key)) for key in told)]).lower()
     for mark, name in _PATTERNS_ONLY.items():
-        if mark in words.replace("_", " ").split() or f"{mark}_" in words or f"{mark}v2" in words:
+        if mark in words:
             raise AdapterError(
                 f"{path.parent} is a {name} checkpoint: a base model plus a pattern, without routers. There is nothing "
                 "to convert, and the pattern is not supported yet."
@@ -86,7 +86,7 @@ def _refuse_patterns_without_routers(path: Path, data: dict[str, Any]) -> None:
 
 
 def _read_patterns(path: Path, data: dict[str, Any]) -> tuple[SparsePattern, str | XAttentionConfig]:
-    toggle, retrieval = (data.get(key) for key in ("toggle_type", "retrieval_mode"))
+    toggle, retrieval = data.get("toggle_type"), data.get("retrieval_mode", "full")  # PruLong knows no other mode
     if toggle not in ("streaming", "xattn", "triangle"):
         raise AdapterError(
             f"{path}: toggle_type={toggle!r} is not supported; known are 'streaming', 'xattn' and 'triangle'."
@@ -103,9 +103,11 @@ def _read_patterns(path: Path, data: dict[str, Any]) -> tuple[SparsePattern, str
         raise AdapterError(f"{path}: xattn_norm={norm!r} is not supported; only 1 is known.")
     threshold = _read_ratio(path, data, "xattn_threshold")
     # The released inference lowers the threshold to 0.8; 0.9 is what the routers were trained with.
-    xattention = XAttentionConfig(
-        stride=_read_size(path, data, "xattn_stride", 16), threshold=0.9 if threshold is None else threshold
-    )
+    stride = _read_size(path, data, "xattn_stride", 16)
+    try:
+        xattention = XAttentionConfig(stride=stride, threshold=0.9 if threshold is None else threshold)
+    except ValueError as error:
+        raise AdapterError(f"{path}: {error}") from error
     if toggle == "xattn":
         return xattention, "full"
     sizes = {

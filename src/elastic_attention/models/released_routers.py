@@ -145,7 +145,7 @@ def _read_widths(
     tensors: TensorFolder, places: dict[str, str], config: ReleasedConfig
 ) -> tuple[tuple[int, int, int, int], int]:
     shapes = [tensors.shape(places[f"{mlp}.{i}.weight"]) for mlp, i in _LINEARS]
-    if any(len(shape) != 2 for shape in shapes):
+    if any(len(shape) != 2 or 0 in shape for shape in shapes):
         raise AdapterError(f"{tensors.root}: router weights must be matrices, got the shapes {shapes}.")
     *widths, num_logits = (shape[0] for shape in shapes)
     if num_logits not in (1, 2):

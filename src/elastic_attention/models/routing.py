@@ -23,6 +23,9 @@ The states are mean keys (B, G, D), or the mean query (B, 1, D) where the config
 (B, 1) count for every KV head.
 """
 
+KeyRouter = Callable[[int, Tensor, Tensor], Tensor]
+"""(layer index, keys before RoPE (B, m, G, D), how often each counts (B, m)) -> routes (B, G) bool; one launch."""
+
 POLICIES = ("deferred", "first_chunk", "probe")
 
 
@@ -52,6 +55,7 @@ class RoutingRules:
 
     Attributes:
         source: the routers, or what stands in for them.
+        route_keys: the routers as a kernel that pools by itself, where there is one.
         forced: (L, G) or (B, L, G) bool given routes, or None.
         is_sampling: `source` gives float routes for training.
         prompt_lengths: (B,) int, real prompt tokens when prompt and answer come in one forward.
@@ -62,6 +66,7 @@ class RoutingRules:
 
     config: ElasticConfig
     source: RouteSource
+    route_keys: KeyRouter | None
     forced: Tensor | None
     is_sampling: bool
     prompt_lengths: Tensor | None
@@ -98,7 +103,7 @@ def _decide(
         raise ValueError("Sampled routes need the whole sequence in one forward without a cache; pass use_cache=False.")
     if layer is None:
         is_long = [_is_long(rules, n) for n in tokens.prompt_counts]
-        values = _route_once(rules, index, module, hidden, tokens)
+        values = _route_once(rules, index, module, hidden, tokens, heads)
         routes = HeadRoutes(values if rules.is_sampling else _keep_rows(values.bool(), is_long))
         return LayerStep(tokens=tokens, layer=None, now=routes, after=routes, is_decided=is_long)
     if is_new:
@@ -109,14 +114,19 @@ def _decide(
     unchanged = LayerStep(tokens=tokens, layer=layer, now=current, after=current, is_decided=layer.is_decided)
     if layer.pool is None:
         return unchanged
-    layer.commit_pool()
-    _update_pool(rules, module, hidden, tokens, layer)
+    is_whole = is_new and _is_whole_prompt(rules, tokens)
+    if not is_whole:
+        layer.commit_pool()
+        _update_pool(rules, module, hidden, tokens, layer)
     ready = [_is_ready(rules, tokens, b, layer.is_decided[b]) for b in range(batch)]
     was_waiting, layer.is_waiting = layer.is_waiting, bool(tokens.prompt_columns) and not tokens.completes_prompt
     if not any(ready):
         return unchanged
-    pooled = layer.pool.mean(count_overlap_twice=rules.config.router.count_overlap_twice)
-    chosen = _keep_rows(_ask_source(rules, index, pooled, heads).bool(), ready)
+    if is_whole:
+        values = _route_ends(rules, index, module, hidden, heads)
+    else:
+        values = _ask_source(rules, index, _mean(rules, layer.pool), heads)
+    chosen = _keep_rows(values.bool(), ready)
     after = HeadRoutes(chosen if is_new else chosen | current.on(chosen.device))
     layer.is_decided = [d or r for d, r in zip(layer.is_decided, ready, strict=True)]
     if all(layer.is_decided) and not rules.reroute_on_append:
@@ -159,14 +169,41 @@ def _is_long(rules: RoutingRules, num_tokens: int) -> bool:
     return num_tokens > build_pattern(rules.config.sparse_pattern).dense_tokens
 
 
-def _route_once(rules: RoutingRules, index: int, module: Any, hidden: Tensor, tokens: Tokens) -> Tensor:
+def _route_once(rules: RoutingRules, index: int, module: Any, hidden: Tensor, tokens: Tokens, heads: int) -> Tensor:
     """What the source says about a forward without a cache."""
+    if _is_whole_prompt(rules, tokens):
+        return _route_ends(rules, index, module, hidden, heads)
     pool = BoundaryPool(rules.config.router.pooled_tokens)
     before = torch.zeros(len(hidden), dtype=torch.long, device=hidden.device)
     real = _limit(rules, tokens.real_mask(len(hidden), hidden.device), before)
     pool.update(*_boundary_states(rules, module, hidden, real, before))
-    pooled = pool.mean(count_overlap_twice=rules.config.router.count_overlap_twice)
-    return _ask_source(rules, index, pooled, count_kv_heads(module))
+    return _ask_source(rules, index, _mean(rules, pool), heads)
+
+
+def _is_whole_prompt(rules: RoutingRules, tokens: Tokens) -> bool:
+    """Is the forward a prompt without padding whose two ends do not overlap? Then nothing needs to be searched."""
+    return (
+        tokens.real is None
+        and tokens.completes_prompt
+        and tokens.prompt_columns == tokens.num_columns >= 2 * rules.config.router.pooled_tokens
+        and rules.prompt_lengths is None
+        and rules.policy != "first_chunk"
+        and not rules.reroute_on_append
+        and _is_long(rules, tokens.num_columns)
+    )
+
+
+def _route_ends(rules: RoutingRules, index: int, module: Any, hidden: Tensor, heads: int) -> Tensor:
+    """Routes from the first n and the last n tokens."""
+    n = rules.config.router.pooled_tokens
+    states = _project(rules, module, torch.cat([hidden[:, :n], hidden[:, -n:]], dim=1))
+    if rules.route_keys is not None:
+        return rules.route_keys(index, states, torch.ones(states.shape[:2], device=states.device))
+    return _ask_source(rules, index, states.float().sum(1) / (2 * n), heads)
+
+
+def _mean(rules: RoutingRules, pool: BoundaryPool) -> Tensor:
+    return pool.mean(count_overlap_twice=rules.config.router.count_overlap_twice)
 
 
 def _ask_source(rules: RoutingRules, index: int, pooled: Tensor, heads: int) -> Tensor:
@@ -190,9 +227,14 @@ def _boundary_states(
     """Keys (B, m, G, D) of the pooled tokens, or their mean queries (B, m, 1, D) for layer routers; rank; validity."""
     index, rank, is_valid = select_boundary(real, before, rules.config.router.pooled_tokens)
     chosen = hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[-1]))
+    return _project(rules, module, chosen), rank, is_valid
+
+
+def _project(rules: RoutingRules, module: Any, hidden: Tensor) -> Tensor:
+    """Hidden states (B, m, hidden) as the routers want them: keys (B, m, G, D), or mean queries (B, m, 1, D)."""
     if rules.config.granularity == "layer":
-        return average_heads(queries_before_rope(module, chosen), dim=2), rank, is_valid
-    return keys_before_rope(module, chosen), rank, is_valid
+        return average_heads(queries_before_rope(module, hidden), dim=2)
+    return keys_before_rope(module, hidden)
 
 
 def _update_pool(rules: RoutingRules, module: Any, hidden: Tensor, tokens: Tokens, layer: ElasticLayer) -> None:

@@ -22,7 +22,7 @@ class StaticMask:
     """How full every head should be, before anything is cut.
 
     Attributes:
-        kind: "duo_attention" or "prulong".
+        kind: "duo_attention", "prulong", or "table" for a table of unknown origin.
         scores: (L, G) float32, larger = fuller.
         threshold: heads below it are sparse unless a share is asked for.
         pattern: what the mask was made for, None if the file does not say.
@@ -68,8 +68,9 @@ def read_table(path: Path) -> StaticMask:
             raise AdapterError(f"{path}, line {number}: {len(rows[0])} finite numbers are expected, got {line[:80]!r}.")
     if not rows:
         raise AdapterError(f"{path} is empty; a mask needs one row a layer.")
-    scores = torch.tensor(rows).clamp(0, 1)
-    return StaticMask(kind="duo_attention", scores=scores, threshold=0.5, pattern=_read_pattern(path.parent))
+    kind = "duo_attention" if path.name.startswith("full_attention_heads") else "table"
+    pattern = _read_pattern(path.parent) if kind == "duo_attention" else None
+    return StaticMask(kind=kind, scores=torch.tensor(rows).clamp(0, 1), threshold=0.5, pattern=pattern)
 
 
 def read_gates(tensors: TensorFolder) -> StaticMask | None:

@@ -31,6 +31,21 @@ class Tokens:
     prompt_columns: int
     completes_prompt: bool
 
+    @classmethod
+    def decoded(cls, before: list[int], num_columns: int) -> "Tokens":
+        """Generated tokens without padding, `num_columns` a sequence."""
+        batch = len(before)
+        return cls(
+            real=None,
+            spans=None,
+            before=before,
+            counts=[num_columns] * batch,
+            prompt_counts=[0] * batch,
+            num_columns=num_columns,
+            prompt_columns=0,
+            completes_prompt=True,
+        )
+
     def real_mask(self, batch: int, device: torch.device) -> Tensor:
         """`real` as a tensor, (B, T) bool."""
         if self.real is not None:

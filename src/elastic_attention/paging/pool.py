@@ -86,7 +86,7 @@ class PagePool:
         A row's first copy keeps its pages, further ones copy those in use; pages of rows that are gone are freed.
         """
         old_table, old_counts = self._host_table, self.counts
-        first = {}
+        first: dict[int, int] = {}
         for row, source in enumerate(sources):
             first.setdefault(source, row)
         self.release([row for row in range(len(old_counts)) if row not in first])

@@ -10,33 +10,14 @@ import torch
 from torch import Tensor
 
 from ..config import StreamingConfig
-from ..types import stage
+from ..types import PackedRows, stage
 from .books import RowBooks
 from .plain import find_slots
 from .pool import PagePool
 from .staged import StagedTokens
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PackedRows:
-    """Every row, one behind the other.
-
-    Attributes:
-        keys, values: (N, D).
-        starts, lengths: (R,) int32 on the device, first token and tokens of each row.
-        host_lengths: the same on the host.
-    """
-
-    keys: Tensor
-    values: Tensor
-    starts: Tensor
-    lengths: Tensor
-    host_lengths: list[int]
-
-
-def gather_rows(
-    pool: PagePool, books: RowBooks, settled: Sequence[int], staged: Sequence[StagedTokens]
-) -> PackedRows:
+def gather_rows(pool: PagePool, books: RowBooks, settled: Sequence[int], staged: Sequence[StagedTokens]) -> PackedRows:
     """Copy what the rows hold in the pool, oldest first, and what is staged behind it.
 
     Args:
@@ -70,7 +51,6 @@ def gather_rows(
         values=values[:num_tokens],
         starts=starts.int(),
         lengths=full_length.int(),
-        host_lengths=total,
     )
 
 

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from ..patterns import StreamingPattern
-from ..types import HeadRoutes, stage
+from ..types import HeadRoutes, PackedRows, stage
 from .books import RowBooks
 from .group import LayerGroup
 from .pool import PagePool
-from .rows import PackedRows, gather_rows, lift_rows, put_rings
+from .rows import gather_rows, lift_rows, put_rings
 from .staged import StagedTokens
 from .verbs import verbs_for
 
@@ -90,6 +90,10 @@ class PagedCache:
         """Tokens that each row stores, R of them; may wait, as `settle` does."""
         self.settle()
         return self._books.stored_lengths()
+
+    def count_stored(self) -> int:
+        """Tokens stored, over all rows; may wait, as `settle` does."""
+        return sum(self.stored_lengths())
 
     def count_allocated_bytes(self) -> list[int]:
         """Bytes of the pages and of what is staged, by sequence; pages without an owner count for all alike."""

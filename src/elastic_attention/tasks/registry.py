@@ -73,6 +73,32 @@ def generate(
     """
     if kind not in KINDS:
         raise ValueError(f"kind {kind!r} is unknown; choose one of {', '.join(KINDS)}.")
+    return make_sample(
+        kind,
+        KINDS[kind].category,
+        KINDS[kind].make,
+        seed=seed,
+        index=index,
+        target_tokens=target_tokens,
+        corpora=corpora,
+        tokenizer=tokenizer,
+        split=split,
+    )
+
+
+def make_sample(
+    kind: str,
+    category: str,
+    make: Callable[[Draw, str, str], Sample],
+    *,
+    seed: int,
+    index: int,
+    target_tokens: int,
+    corpora: Corpora,
+    tokenizer: Tokenizer,
+    split: str,
+) -> Sample:
+    """`generate` for any function that makes samples, under any names of kind and category."""
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is unknown; choose one of {', '.join(SPLITS)}.")
     if target_tokens < MIN_TOKENS:
@@ -81,7 +107,7 @@ def generate(
     for _ in range(MAX_TRIES):
         rng = random.Random(f"{seed}/{split}/{kind}/{index}")
         draw = Draw(rng=rng, split=split, corpora=corpora, tokenizer=tokenizer, num_tokens=num_tokens)
-        sample = KINDS[kind].make(draw, kind, KINDS[kind].category)
+        sample = make(draw, kind, category)
         excess = len(encode_prompt(sample, tokenizer)) - target_tokens
         if excess <= 0:
             return sample

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..config import StreamingConfig, from_dict, read_toml
+from ..config import SparsePattern, StreamingConfig, XAttentionConfig, from_dict, read_toml
 from ..errors import RecipeError
 from .data.fitting import POLICIES
 from .losses import LOSSES
@@ -152,7 +152,9 @@ class Recipe:
         model: folder, hub id or "smollm2".
         steps: optimiser steps.
         intervals: by category of the data.
-        pattern: what sparse heads read; None = the default of `ElasticConfig.for_model`.
+        pattern: what sparse heads read; None = the default of `ElasticConfig.for_model`. Another kind than streaming
+            says so: `kind = "xattention"` or "triangle".
+        full_pattern: what full heads read, "full" or XAttention.
         checkpoint_every, validate_every: in steps; 0 = never.
         validation_samples: of each kind, held out.
         precision: dtype of the frozen model, "bfloat16" or "float32".
@@ -167,7 +169,8 @@ class Recipe:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     temperature: TemperatureConfig = field(default_factory=TemperatureConfig)
-    pattern: StreamingConfig | None = None
+    pattern: SparsePattern | None = None
+    full_pattern: str | XAttentionConfig = "full"
     checkpoint_every: int = 50
     validate_every: int = 100
     validation_samples: int = 4
@@ -180,6 +183,7 @@ class Recipe:
             ("objective.constraint", self.objective.constraint, (None, *CONSTRAINTS)),
             ("data.loss_on", self.data.loss_on, ("response", "all")),
             ("precision", self.precision, ("bfloat16", "float32")),
+            ("full_pattern", self.full_pattern if isinstance(self.full_pattern, str) else "full", ("full",)),
         ):
             if value not in known:
                 raise ValueError(f"{name}={value!r} is unknown; use one of {list(known)}.")
@@ -190,6 +194,8 @@ class Recipe:
             raise ValueError("data.kinds are of generated samples, data.packs.files replaces these; give one of them.")
         if not self.data.lengths:
             raise ValueError("data.lengths is empty; name at least one prompt length in tokens.")
+        if self.full_pattern != "full" and not isinstance(self.pattern, StreamingConfig | None):
+            raise ValueError(f"full_pattern={self.full_pattern} needs a streaming pattern, got {self.pattern}.")
         if not self.intervals:
             raise ValueError("[intervals] is empty; give every category of the data an interval.")
 

@@ -89,15 +89,15 @@ class _Run:
             )
 
     def _attach(self, model: Any) -> Handle:
-        routes, pattern = self.recipe.routes, self.recipe.pattern
-        sizes = {} if pattern is None else {k: v for k, v in to_dict(pattern).items()}
+        routes = self.recipe.routes
         torch.manual_seed(self.recipe.seed)  # fresh routers are the same on every device
         config = ElasticConfig.for_model(
             model,
+            sparse_pattern=self.recipe.pattern,
+            full_pattern=self.recipe.full_pattern,
             granularity=SOURCES[routes.source].granularity,
             pooled_tokens=routes.pooled_tokens,
             init_std=routes.init_std,
-            **sizes,
         )
         return attach(model, config)
 

@@ -2,7 +2,7 @@ import multiprocessing
 
 import numpy as np
 import pytest
-from made_records import TEMPLATE, make_row, make_rows, make_tokenizer, write_rows
+from made_rows import TEMPLATE, make_row, make_rows, make_tokenizer, write_rows
 
 from elastic_attention import DataError
 from elastic_attention.training.data import caching

@@ -1,5 +1,5 @@
 import pytest
-from made_records import TEMPLATE, make_row, make_tokenizer
+from made_rows import TEMPLATE, make_row, make_tokenizer
 
 from elastic_attention import DataError
 from elastic_attention.tasks import KINDS, generate, load_corpora, render, to_row

@@ -39,6 +39,11 @@ def test_first_fit():
     assert list(plan_packs(range(6), lengths, capacity=100, lookahead=1)) == [[0], [1, 2, 3], [4], [5]]
 
 
+def test_a_sample_that_fits_nowhere_ends_the_plan():
+    with pytest.raises(ValueError, match="sample 1 of 11 tokens is longer than a pack of 10"):
+        list(plan_packs(range(3), np.array([10, 11, 3]), capacity=10, lookahead=4))
+
+
 def test_many_short_samples_fill_a_pack_beyond_the_look_ahead():
     packs = list(plan_packs(range(1000), np.full(1000, 10), capacity=1000, lookahead=4))
     assert [len(pack) for pack in packs] == [100] * 10

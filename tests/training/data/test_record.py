@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from made_records import make_row
+from made_rows import make_row
 
 from elastic_attention import DataError
 from elastic_attention.training.data.record import check_record

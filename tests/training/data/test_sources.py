@@ -2,7 +2,7 @@ import json
 import pickle
 
 import pytest
-from made_records import make_row, make_rows, write_rows
+from made_rows import make_row, make_rows, write_rows
 
 from elastic_attention import DataError
 from elastic_attention.training.data.sources import open_source

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from made_records import make_corpus, make_row, make_rows, make_tokenizer, write_rows
+from made_rows import make_corpus, make_row, make_rows, make_tokenizer, write_rows
 
 from elastic_attention import DataError, RecipeError
 from elastic_attention.training.batches import stream_steps

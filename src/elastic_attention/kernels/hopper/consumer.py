@@ -86,7 +86,7 @@ def _soften(scores, highest, scale, PARTIAL: gl.constexpr):  # type: ignore[no-u
 
 
 @gluon.jit
-def _hide(scores, slot, records, step, is_listed, WHO: gl.constexpr, SHAPE: gl.constexpr):  # type: ignore[no-untyped-def]
+def _hide(scores, slot, records, block, step, is_listed, WHO: gl.constexpr, SHAPE: gl.constexpr):  # type: ignore[no-untyped-def]
     """-inf where a query does not read a key of the tile at `step`."""
     LAYOUT: gl.constexpr = scores.type.layout
     rows = WHO * HALF + gl.arange(0, HALF, layout=gl.SliceLayout(1, LAYOUT))[:, None]
@@ -100,19 +100,20 @@ def _hide(scores, slot, records, step, is_listed, WHO: gl.constexpr, SHAPE: gl.c
     dense_start = read_field(records, slot, DENSE_START)
     dense_stop = read_field(records, slot, DENSE_STOP)
     seen = is_visible(
-        queries, keys, read_field(records, slot, SINK), read_field(records, slot, WINDOW), SHAPE.block, dense_start, dense_stop
+        queries, keys, read_field(records, slot, SINK), read_field(records, slot, WINDOW), block, dense_start, dense_stop
     )
     return gl.where((keys <= queries) & (seen | is_listed), scores, NONE)
 
 
 @gluon.jit
-def consume(descs, memory, barriers, tensors, spans, sizes, SHAPE: gl.constexpr, WHO: gl.constexpr):  # type: ignore[no-untyped-def]
+def consume(descs, memory, barriers, tensors, spans, sizes, pattern, SHAPE: gl.constexpr, WHO: gl.constexpr):  # type: ignore[no-untyped-def]
     """Attention of the rows [WHO * 64, WHO * 64 + 64) of every item that the producer announces."""
     q_desc, k_desc, v_desc, o_desc = descs
     q_s, k_s, v_s, o_s, records = memory
     item_full, item_free, q_full, q_free, k_full, k_free, v_full, v_free = barriers
     out, lse, modes, counter, list_counts, list_indices, dense_rows = tensors
     num_queries, num_keys, num_q_heads, num_kv_heads, num_sequences, num_tiles, list_rows, list_room, scale = sizes
+    num_sink_tokens, local_window, block = pattern
     KS: gl.constexpr = SHAPE.key_stages
     VS: gl.constexpr = SHAPE.value_stages
     D: gl.constexpr = SHAPE.head_dim
@@ -130,7 +131,7 @@ def consume(descs, memory, barriers, tensors, spans, sizes, SHAPE: gl.constexpr,
     mbarrier.wait(item_full.index(0), 0)
     steps = read_field(records, 0, STEPS)
     lowest = gl.full([HALF], NONE, gl.float32, SCORE_ROWS)
-    total, highest, p = _begin(memory, barriers, steps, lowest, scale, WEIGHTS, WHO, SHAPE)
+    total, highest, p = _begin(memory, barriers, steps, lowest, block, scale, WEIGHTS, WHO, SHAPE)
     while steps > 0:
         slot = item & 1
         row = read_field(records, slot, ROW) + WHO * HALF
@@ -150,7 +151,7 @@ def consume(descs, memory, barriers, tensors, spans, sizes, SHAPE: gl.constexpr,
             plain_steps = gl.minimum(read_field(records, slot, MASKED_FROM), steps)
         for _ in range(1, plain_steps):
             acc, total, highest, p, used = _step(
-                acc, total, highest, p, used, memory, barriers, slot, 0, False, scale, WHO, SHAPE, False
+                acc, total, highest, p, used, memory, barriers, slot, block, 0, False, scale, WHO, SHAPE, False
             )
         if SHAPE.has_edges:
             cursor = -1
@@ -169,7 +170,7 @@ def consume(descs, memory, barriers, tensors, spans, sizes, SHAPE: gl.constexpr,
                     is_listed = entry == read_field(records, slot, TILE) - step
                     cursor -= is_listed.to(gl.int32)
                 acc, total, highest, p, used = _step(
-                    acc, total, highest, p, used, memory, barriers, slot, step, is_listed, scale, WHO, SHAPE, True
+                    acc, total, highest, p, used, memory, barriers, slot, block, step, is_listed, scale, WHO, SHAPE, True
                 )
         mbarrier.arrive(q_free.index(slot), count=1)
         mbarrier.arrive(item_free.index(slot), count=1)
@@ -192,7 +193,7 @@ def consume(descs, memory, barriers, tensors, spans, sizes, SHAPE: gl.constexpr,
         _arrive_both(OTHERS)
         scores, acc = warpgroup_mma_wait(1, deps=(promise, acc))
         mbarrier.arrive(k_free.index(ks), count=1, pred=steps > 0)
-        scores = _hide(scores, slot, records, 0, True, WHO, SHAPE)
+        scores = _hide(scores, slot, records, block, 0, True, WHO, SHAPE)
         weights, next_total, next_highest = _soften(scores, lowest, scale, SHAPE.partial)
         acc = warpgroup_mma_wait(0, deps=(acc,))
         mbarrier.arrive(v_free.index(vs), count=1)
@@ -231,7 +232,7 @@ def consume(descs, memory, barriers, tensors, spans, sizes, SHAPE: gl.constexpr,
 
 
 @gluon.jit
-def _begin(memory, barriers, steps, lowest, scale, WEIGHTS: gl.constexpr, WHO: gl.constexpr, SHAPE: gl.constexpr):  # type: ignore[no-untyped-def]
+def _begin(memory, barriers, steps, lowest, block, scale, WEIGHTS: gl.constexpr, WHO: gl.constexpr, SHAPE: gl.constexpr):  # type: ignore[no-untyped-def]
     """The scores of the very first item."""
     q_s, k_s, v_s, o_s, records = memory
     item_full, item_free, q_full, q_free, k_full, k_free, v_full, v_free = barriers
@@ -242,13 +243,13 @@ def _begin(memory, barriers, steps, lowest, scale, WEIGHTS: gl.constexpr, WHO: g
     _arrive_both(FIRST_TURN + 1 - WHO)
     scores = warpgroup_mma_wait(0, deps=(promise,))
     mbarrier.arrive(k_free.index(0), count=1, pred=steps > 0)
-    scores = _hide(scores, 0, records, 0, True, WHO, SHAPE)
+    scores = _hide(scores, 0, records, block, 0, True, WHO, SHAPE)
     weights, total, highest = _soften(scores, lowest, scale, SHAPE.partial)
     return total, highest, gl.convert_layout(weights.to(q_s.dtype), WEIGHTS)
 
 
 @gluon.jit
-def _step(acc, total, highest, p, used, memory, barriers, slot, step, is_listed, scale, WHO: gl.constexpr, SHAPE: gl.constexpr, IS_MASKED: gl.constexpr):  # type: ignore[no-untyped-def]
+def _step(acc, total, highest, p, used, memory, barriers, slot, block, step, is_listed, scale, WHO: gl.constexpr, SHAPE: gl.constexpr, IS_MASKED: gl.constexpr):  # type: ignore[no-untyped-def]
     """Scores of the next key tile, values of the present one."""
     q_s, k_s, v_s, o_s, records = memory
     item_full, item_free, q_full, q_free, k_full, k_free, v_full, v_free = barriers
@@ -270,7 +271,7 @@ def _step(acc, total, highest, p, used, memory, barriers, slot, step, is_listed,
     if not SHAPE.late:
         mbarrier.arrive(k_free.index(ks), count=1)
     if IS_MASKED:
-        scores = _hide(scores, slot, records, step, is_listed, WHO, SHAPE)
+        scores = _hide(scores, slot, records, block, step, is_listed, WHO, SHAPE)
     weights, sums, new_highest = _soften(scores, highest, scale, SHAPE.partial)
     shrink = gl.exp2(highest - new_highest)
     if SHAPE.partial:

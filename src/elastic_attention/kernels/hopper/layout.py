@@ -43,9 +43,7 @@ class Shape:
     head_dim: int
     key_stages: int
     value_stages: int
-    sink: int
-    window: int
-    block: int
+    has_edges: bool  # tiles besides the diagonal need masks
     is_ragged: bool  # sequences lie where spans say
     is_packed: bool
     has_lists: bool
@@ -53,11 +51,6 @@ class Shape:
     sorted_heads: int  # power of two that holds all KV heads of all sequences, if they are sorted by mode; else 0
     partial: int = 1
     late: int = 0
-
-    @property
-    def has_edges(self) -> bool:
-        """Whether tiles besides the diagonal need masks."""
-        return self.block % schedule.TILE != 0 or self.has_dense_rows
 
 
 @gluon.jit

@@ -24,24 +24,25 @@ MAX_SORTED_HEADS = 256
 
 
 @gluon.jit
-def _consume_upper(descs, memory, barriers, tensors, spans, sizes, SHAPE: gl.constexpr):  # type: ignore[no-untyped-def]
-    consume(descs, memory, barriers, tensors, spans, sizes, SHAPE, 0)
+def _consume_upper(descs, memory, barriers, tensors, spans, sizes, pattern, SHAPE: gl.constexpr):  # type: ignore[no-untyped-def]
+    consume(descs, memory, barriers, tensors, spans, sizes, pattern, SHAPE, 0)
 
 
 @gluon.jit
-def _consume_lower(descs, memory, barriers, tensors, spans, sizes, SHAPE: gl.constexpr):  # type: ignore[no-untyped-def]
-    consume(descs, memory, barriers, tensors, spans, sizes, SHAPE, 1)
+def _consume_lower(descs, memory, barriers, tensors, spans, sizes, pattern, SHAPE: gl.constexpr):  # type: ignore[no-untyped-def]
+    consume(descs, memory, barriers, tensors, spans, sizes, pattern, SHAPE, 1)
 
 
 @gluon.jit(
     do_not_specialize=[
-        "num_queries", "num_keys", "num_q_heads", "num_kv_heads", "num_sequences", "num_tiles", "list_rows", "list_room"
+        "num_queries", "num_keys", "num_q_heads", "num_kv_heads", "num_sequences", "num_tiles", "list_rows", "list_room",
+        "num_sink_tokens", "local_window", "block",
     ]
 )  # fmt: skip
 def hybrid_prefill(  # type: ignore[no-untyped-def]
     q_desc, k_desc, v_desc, o_desc, out, lse, modes, counter, list_counts, list_indices, dense_rows,
     query_starts, query_lengths, key_starts, key_lengths, num_queries, num_keys, num_q_heads, num_kv_heads,
-    num_sequences, num_tiles, list_rows, list_room, scale, SHAPE: gl.constexpr, CONSUMER: gl.constexpr, PRODUCER: gl.constexpr,
+    num_sequences, num_tiles, list_rows, list_room, scale, num_sink_tokens, local_window, block, SHAPE: gl.constexpr, CONSUMER: gl.constexpr, PRODUCER: gl.constexpr,
 ):  # fmt: skip
     """See `launch`."""
     memory, barriers = allocate(q_desc, k_desc, v_desc, o_desc, SHAPE)
@@ -52,12 +53,13 @@ def hybrid_prefill(  # type: ignore[no-untyped-def]
     sizes = (
         num_queries, num_keys, num_q_heads, num_kv_heads, num_sequences, num_tiles, list_rows, list_room, scale
     )  # fmt: skip
+    pattern = (num_sink_tokens, local_window, block)
     gl.warp_specialize(
         [
-            (_consume_upper, (descs, memory, barriers, tensors, spans, sizes, SHAPE)),
-            (_consume_lower, (descs, memory, barriers, tensors, spans, sizes, SHAPE)),
-            (produce, (descs, memory, barriers, tensors, spans, sizes, SHAPE)),
-            (plan, (descs, memory, barriers, tensors, spans, sizes, SHAPE)),
+            (_consume_upper, (descs, memory, barriers, tensors, spans, sizes, pattern, SHAPE)),
+            (_consume_lower, (descs, memory, barriers, tensors, spans, sizes, pattern, SHAPE)),
+            (produce, (descs, memory, barriers, tensors, spans, sizes, pattern, SHAPE)),
+            (plan, (descs, memory, barriers, tensors, spans, sizes, pattern, SHAPE)),
         ],
         [4, 1, 1],
         [CONSUMER, PRODUCER, PRODUCER],
@@ -98,6 +100,7 @@ def launch(
         *(num_queries, num_keys, num_q_heads, num_kv_heads, num_sequences, num_tiles),
         *((lists.counts.shape[2], lists.indices.shape[2]) if lists is not None else (0, 0)),
         scale * LOG2_E,
+        *(config.num_sink_tokens, config.local_window, config.block_size),
         choose_shape(head_dim, config, spans, lists, dense_rows, num_sequences * num_kv_heads),
         CONSUMER_REGISTERS,
         PRODUCER_REGISTERS,
@@ -120,9 +123,7 @@ def choose_shape(
         head_dim=head_dim,
         key_stages=2,
         value_stages=2,
-        sink=config.num_sink_tokens,
-        window=config.local_window,
-        block=config.block_size,
+        has_edges=config.block_size % TILE != 0 or dense_rows is not None,
         is_ragged=spans is not None,
         is_packed=spans is not None and spans.is_packed,
         has_lists=lists is not None,
@@ -151,6 +152,8 @@ _counters: dict[tuple[torch.device, int], Tensor] = {}
 
 def find_counter(device: torch.device) -> Tensor:
     """The counter of work items of the present stream: zero between launches, because the kernel winds it back."""
+    if torch.cuda.is_current_stream_capturing():  # a graph may run on any stream
+        return torch.zeros(1, dtype=torch.int32, device=device)
     key = device, torch.cuda.current_stream(device).cuda_stream
     if key not in _counters:
         _counters[key] = torch.zeros(1, dtype=torch.int32, device=device)

@@ -60,13 +60,14 @@ def _find_head(place, modes, count, SLOTS: gl.constexpr):  # type: ignore[no-unt
 
 
 @gluon.jit
-def plan(descs, memory, barriers, tensors, spans, sizes, SHAPE: gl.constexpr):  # type: ignore[no-untyped-def]
+def plan(descs, memory, barriers, tensors, spans, sizes, pattern, SHAPE: gl.constexpr):  # type: ignore[no-untyped-def]
     """Leaves a record per item, and one of no steps at the end."""
     q_s, k_s, v_s, o_s, records = memory
     item_full, item_free, q_full, q_free, k_full, k_free, v_full, v_free = barriers
     out, lse, modes, counter, list_counts, list_indices, dense_rows = tensors
     query_starts, query_lengths, key_starts, key_lengths = spans
     num_queries, num_keys, num_q_heads, num_kv_heads, num_sequences, num_tiles, list_rows, list_room, scale = sizes
+    num_sink_tokens, local_window, block = pattern
     group = num_q_heads // num_kv_heads
     total = num_sequences * num_q_heads * num_tiles
     planned = 0
@@ -113,10 +114,10 @@ def plan(descs, memory, barriers, tensors, spans, sizes, SHAPE: gl.constexpr):  
                 is_mixed = (dense_start < first + ROWS) & (dense_stop > first) & (is_dense == 0)
                 reads_all = reads_all | is_dense
                 is_named = is_named & (is_dense == 0)
-            sink = gl.where(is_named, 0, SHAPE.sink)
-            window = gl.where(reads_all, EVERYTHING, gl.where(is_named, -EVERYTHING, SHAPE.window))
+            sink = gl.where(is_named, 0, num_sink_tokens)
+            window = gl.where(reads_all, EVERYTHING, gl.where(is_named, -EVERYTHING, local_window))
             steps, masked_from, opening, gap = plan_keys(
-                gl.maximum(tile, 0), SHAPE.sink, gl.where(is_mixed, EVERYTHING, window), SHAPE.block, ROWS
+                gl.maximum(tile, 0), num_sink_tokens, gl.where(is_mixed, EVERYTHING, window), block, ROWS
             )
             masked_from = gl.where(is_mixed, 1, masked_from)
             list_head = -1

@@ -17,23 +17,17 @@ from torch.autograd.function import once_differentiable
 from ...config import StreamingConfig
 from ..spans import Spans
 from .backward import Paths, differentiate
+from .shapes import TileShape, choose_shape, count_tiles, has_descriptors, name_spans, shape_grid
+from .sweep import LOWEST, sweep
 from .tiles import (
     LN_2,
     LOG2_E,
-    LOWEST,
-    TileShape,
     can_describe,
-    choose_shape,
-    count_tiles,
     describe,
     find_window,
-    has_descriptors,
     load_real_rows,
     locate_tile,
-    name_spans,
-    shape_grid,
     store_rows,
-    sweep,
 )
 
 

@@ -11,9 +11,11 @@ import triton.language as tl
 from .strided_scores import find_dense_rows
 from .tiles import load_span
 
+_VARYING = ["num_queries", "num_keys", "first_row", "num_rows", "all_rows", "capacity", "share"]
 
-@triton.jit
-def select_blocks(  # type: ignore[no-untyped-def]
+
+@triton.jit(do_not_specialize=_VARYING)
+def select_blocks(
     scores,
     modes,
     counts,

@@ -8,6 +8,7 @@ step is read from device memory and the grid never changes, so one CUDA graph se
 Shape letters: B batch, H query heads, G KV heads, D head dim, P pages of the pool.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +19,8 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ...config import StreamingConfig
 from .paging import STREAMING, find_slot
-from .tiles import LOG2_E, LOWEST, has_descriptors
+from .shapes import has_descriptors
+from .sweep import LOWEST
 
 _INTERPRETED_PROGRAMS = 7  # without a GPU: few, so that rows are shared and programs cross rows
 
@@ -36,19 +38,23 @@ class DecodeShape:
         row_cost: what beginning a row costs, in tiles.
     """
 
-    tile: int = 64
-    warps: int = 4
+    tile: int = 128
+    warps: int = 8
     stages: int = 3
-    programs: int = 2
+    programs: int = 1
     chunk: int = 32
     row_cost: int = 2
     merge_stages: int = 1
 
 
-def choose_decode_shape(dtype: torch.dtype, head_dim: int) -> DecodeShape:
-    """Two programs a multiprocessor, each with about 64 KB of keys and values in flight."""
-    row_bytes = triton.next_power_of_2(head_dim) * dtype.itemsize
-    return DecodeShape(tile=min(128, max(16, 16384 // row_bytes)))
+def choose_decode_shape(dtype: torch.dtype, head_dim: int, group_size: int) -> DecodeShape:
+    """One program a multiprocessor, with about 128 KB of keys and values in flight; float32 runs on ordinary units."""
+    width, heads = triton.next_power_of_2(head_dim), triton.next_power_of_2(group_size)
+    if dtype.itemsize > 2:
+        tile, stages, most = min(64, max(16, 2048 // width)), 3, 8192
+    else:
+        tile, stages, most = min(128, 16384 // width), 3 if width >= 128 else 5, 16384
+    return DecodeShape(tile=tile, stages=stages, chunk=min(32, max(2, most // (width * heads))))
 
 
 class DecodeWorkspace:
@@ -75,7 +81,7 @@ class DecodeWorkspace:
     @classmethod
     def for_queries(cls, q: Tensor, num_kv_heads: int, shape: DecodeShape | None = None) -> "DecodeWorkspace":
         """The workspace of `decode_paged` for queries like q (B, H, 1, D)."""
-        shape = shape or choose_decode_shape(q.dtype, q.shape[3])
+        shape = shape or choose_decode_shape(q.dtype, q.shape[3], q.shape[1] // num_kv_heads)
         programs = _INTERPRETED_PROGRAMS
         if q.device.type == "cuda":
             programs = torch.cuda.get_device_properties(q.device).multi_processor_count * shape.programs
@@ -110,7 +116,7 @@ def decode_paged(
     Returns:
         (B, H, 1, D) in the dtype of q; zeros for a sequence without tokens.
     """
-    shape = choose_decode_shape(q.dtype, q.shape[3])
+    shape = choose_decode_shape(q.dtype, q.shape[3], q.shape[1] // modes.shape[1])
     has_engine = has_descriptors(q.device) and q.element_size() == 2
     workspace = workspace or DecodeWorkspace.for_queries(q, modes.shape[1], shape)
     return launch_decode(q, key_pages, value_pages, table, lengths, modes, config, scale, workspace, shape, has_engine)
@@ -138,15 +144,17 @@ def launch_decode(
         TensorDescriptor(x, [x.shape[0] * page_size, head_dim], [head_dim, 1], [tile, width]) if has_engine else x
         for x in (key_pages, value_pages)
     ]
+    # So that `programs` of them fit a multiprocessor of an NVIDIA GPU; others have no such option.
     registers = 65536 // (shape.programs * shape.warps * 32) // 8 * 8
+    limit = {} if torch.version.hip else {"maxnreg": min(registers, 255)}
     _decode[(workspace.num_programs,)](
         q, *sources, table, lengths, modes, out, workspace.parts, workspace.sums, workspace.arrived,
-        batch * num_kv_heads, table.shape[1], scale * LOG2_E, *q.stride()[:2], *out.stride()[:2],
+        batch * num_kv_heads, table.shape[1], scale * math.log2(math.e), *q.stride()[:2], *out.stride()[:2],
         G=num_kv_heads, GROUP=num_q_heads // num_kv_heads, HEADS=max(16, workspace.parts.shape[1]),
         PART_HEADS=workspace.parts.shape[1], D=head_dim, WIDTH=width, PAGE=page_size, TILE=tile,
         SINK=config.num_sink_tokens, WINDOW=config.local_window, BLOCK=config.block_size,
         ROWS=triton.next_power_of_2(batch * num_kv_heads), CHUNK=shape.chunk, ROW_COST=shape.row_cost,
-        STAGES=shape.stages, ENGINE=has_engine, MERGE_STAGES=shape.merge_stages, num_warps=shape.warps, maxnreg=min(registers, 255),
+        STAGES=shape.stages, ENGINE=has_engine, MERGE_STAGES=shape.merge_stages, num_warps=shape.warps, **limit,
     )  # fmt: skip
     return out
 

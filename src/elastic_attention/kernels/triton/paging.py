@@ -77,7 +77,7 @@ def compact_rows(
 
 
 @triton.jit
-def find_slot(position, is_ring, SINK: tl.constexpr, WINDOW: tl.constexpr):  # type: ignore[no-untyped-def]
+def find_slot(position, is_ring, SINK: tl.constexpr, WINDOW: tl.constexpr):
     """Slot of a token in its row."""
     return tl.where(is_ring & (position >= SINK), SINK + (position - SINK) % WINDOW, position)
 

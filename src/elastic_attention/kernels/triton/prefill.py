@@ -16,23 +16,17 @@ from .. import modes as mode_numbers
 from ..block_lists import BlockLists
 from ..spans import Spans
 from .backward import Paths, differentiate
+from .shapes import TileShape, choose_shape, count_tiles, has_descriptors, name_spans, shape_grid
+from .sweep import LOWEST, sweep
 from .tiles import (
     LN_2,
     LOG2_E,
-    LOWEST,
-    TileShape,
     can_describe,
-    choose_shape,
-    count_tiles,
     describe,
     find_window,
-    has_descriptors,
     load_real_rows,
     locate_tile,
-    name_spans,
-    shape_grid,
     store_rows,
-    sweep,
 )
 
 _FULL = tl.constexpr(mode_numbers.FULL)
@@ -61,7 +55,8 @@ def attend_triton(
         scale: factor of the scores, positive.
         spans: where the sequences lie; None = every element holds T queries that are the last of S keys.
         lists: what LISTS heads read.
-        dense_rows: (sequences, 2) int32, positions [start, stop) whose queries read every key in TRIANGLE and LISTS heads.
+        dense_rows: (sequences, 2) int32, positions [start, stop) whose queries read every key in TRIANGLE and LISTS
+            heads.
 
     Returns:
         out, shape and dtype of q, memory order (B, T, H, D); lse float32 (B, H, T), natural logarithm.
@@ -73,7 +68,9 @@ def attend_triton(
     """
     if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
         if lists is not None or dense_rows is not None:
-            raise ValueError("LISTS and TRIANGLE heads have no gradient; pass neither lists nor dense_rows, or no_grad().")
+            raise ValueError(
+                "LISTS and TRIANGLE heads have no gradient; pass neither lists nor dense_rows, or no_grad()."
+            )
         return _Attend.apply(q, k, v, modes, config, scale, spans)
     shape = choose_shape(q.device, q.dtype, q.shape[-1])
     return launch_prefill(q, k, v, modes, config, scale, spans, lists, dense_rows, shape, has_descriptors(q.device))
@@ -132,7 +129,7 @@ def launch_prefill(
     list_block = lists.block_size if lists is not None else 0
     if list_block % shape.queries or list_block % shape.keys:
         raise ValueError(
-            f"lists.block_size={list_block} must be a multiple of the tile ({shape.queries} queries, {shape.keys} keys)."
+            f"lists.block_size={list_block} must be a multiple of {shape.queries} (queries of a tile) and {shape.keys}."
         )
     out = q.new_empty(batch, num_queries, num_q_heads, head_dim).transpose(1, 2)
     lse = q.new_empty(batch, num_q_heads, num_queries, dtype=torch.float32)
@@ -182,9 +179,7 @@ def launch_prefill(
     return out, lse
 
 
-@triton.jit(
-    do_not_specialize=["T", "S", "num_sequences", "num_kv_heads", "list_rows", "list_room"]
-)
+@triton.jit(do_not_specialize=["T", "S", "num_sequences", "num_kv_heads", "list_rows", "list_room"])
 def _prefill(
     q_desc, k_desc, v_desc, out_desc, q, k, v, out, lse, modes, query_starts, query_lengths, key_starts, key_lengths,
     list_counts, list_indices, dense_rows, q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row,
@@ -192,7 +187,7 @@ def _prefill(
     GROUP: tl.constexpr, SINK: tl.constexpr, LOCAL: tl.constexpr, BLOCK: tl.constexpr, D: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, DESCRIPTORS: tl.constexpr, RAGGED: tl.constexpr, PACKED: tl.constexpr,
     LIST_BLOCK: tl.constexpr, DENSE_ROWS: tl.constexpr,
-):  # fmt: skip # type: ignore[no-untyped-def]
+):  # fmt: skip
     WIDTH: tl.constexpr = triton.next_power_of_2(D)
     # A tile may hold pairs that are read and pairs that are not, other than by causality.
     EDGES: tl.constexpr = DENSE_ROWS or BLOCK % QUERIES != 0 or BLOCK % KEYS != 0
@@ -202,12 +197,11 @@ def _prefill(
         query_starts, query_lengths, key_starts, key_lengths, T, S, num_kv_heads,
         GROUP, QUERIES, RAGGED, PACKED,
     )  # fmt: skip
-    if PACKED:
-        if behind == tl.num_programs(1) - 1:
-            _clear_gaps(
-                out + head * D, out_row, lse + head.to(tl.int64) * T, query_starts, sequence, num_sequences,
-                num_keys - shift, T, QUERIES, D,
-            )  # fmt: skip
+    if PACKED and behind == tl.num_programs(1) - 1:
+        _clear_gaps(
+            out + head * D, out_row, lse + head.to(tl.int64) * T, query_starts, sequence, num_sequences,
+            num_keys - shift, T, QUERIES, D,
+        )  # fmt: skip
     if first + QUERIES <= first_kept:
         return
 
@@ -240,16 +234,15 @@ def _prefill(
         before, jump = stop, 0
     count = stop - jump
     list_base, list_count, is_named = list_indices, 0, False
-    if LIST_BLOCK:
-        if (mode == _LISTS) & (is_dense ^ True):
-            block, first_block = first // LIST_BLOCK, first_real // LIST_BLOCK
-            list_line = (sequence * num_kv_heads * GROUP + head).to(tl.int64)
-            list_count = tl.load(list_counts + list_line * list_rows + block - first_block)
-            list_base += list_line * list_room + block * (block + 1) // 2 - first_block * (first_block + 1) // 2
-            is_named = is_mixed ^ True
-            free_before, free_from = 0, tl.where(is_mixed, diagonal, 0)
-            if is_named:  # the last block is the diagonal's, of which this tile may read a part
-                count = (list_count - block - 1) * (LIST_BLOCK // KEYS) + stop
+    if LIST_BLOCK and (mode == _LISTS) & (is_dense ^ True):
+        block, first_block = first // LIST_BLOCK, first_real // LIST_BLOCK
+        list_line = (sequence * num_kv_heads * GROUP + head).to(tl.int64)
+        list_count = tl.load(list_counts + list_line * list_rows + block - first_block)
+        list_base += list_line * list_room + block * (block + 1) // 2 - first_block * (first_block + 1) // 2
+        is_named = is_mixed ^ True
+        free_before, free_from = 0, tl.where(is_mixed, diagonal, 0)
+        if is_named:  # the last block is the diagonal's, of which this tile may read a part
+            count = (list_count - block - 1) * (LIST_BLOCK // KEYS) + stop
     if is_dense:
         free_before = diagonal
     if (first + QUERIES <= first_real) | (first >= num_keys):
@@ -261,7 +254,8 @@ def _prefill(
         tl.zeros([QUERIES, WIDTH], tl.float32), tl.zeros([QUERIES], tl.float32), tl.full([QUERIES], LOWEST, tl.float32),
         q_tile, k_desc, v_desc, k_base, v_base, k_row, v_row, batch, kv_head, key_start, num_keys,
         queries, reads_all, scale, count, stop - 1, before, jump, free_before, free_from, diagonal,
-        list_base, list_count, is_named, SINK, LOCAL, BLOCK, "seen" if EDGES else "causal", D, KEYS, DESCRIPTORS, RAGGED, LIST_BLOCK,
+        list_base, list_count, is_named, SINK, LOCAL, BLOCK, "seen" if EDGES else "causal", D,
+        KEYS, DESCRIPTORS, RAGGED, LIST_BLOCK,
     )  # fmt: skip
     is_real = (queries >= first_real) & (queries < num_keys)
     is_kept = (queries >= first_kept) & (queries < stop_kept)
@@ -279,7 +273,7 @@ def _prefill(
 def _clear_gaps(
     out_base, out_row, lse_base, query_starts, sequence, num_sequences, stop_row, T,
     ROWS: tl.constexpr, D: tl.constexpr,
-):  # fmt: skip # type: ignore[no-untyped-def]
+):  # fmt: skip
     """Rows between a packed sequence and the next one, and those before the first, belong to nobody."""
     is_last = sequence == num_sequences - 1
     until = tl.where(is_last, T, tl.load(query_starts + sequence + 1, mask=is_last ^ True, other=0))

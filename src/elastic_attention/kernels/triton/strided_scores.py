@@ -12,9 +12,12 @@ import triton.language as tl
 
 from .tiles import load_span
 
+# Numbers that change from prompt to prompt: a kernel of its own for every multiple of 16 would gain nothing.
+_VARYING = ["num_queries", "num_keys", "num_columns", "num_groups", "first_row", "num_rows"]
+
 
 @triton.jit
-def find_dense_rows(dense_rows, sequence, HAS_DENSE: tl.constexpr):  # type: ignore[no-untyped-def]
+def find_dense_rows(dense_rows, sequence, HAS_DENSE: tl.constexpr):
     """Positions [start, stop) of the queries that do not vote."""
     start = tl.load(dense_rows + sequence * 2) if HAS_DENSE else 0
     stop = tl.load(dense_rows + sequence * 2 + 1) if HAS_DENSE else 0
@@ -22,13 +25,13 @@ def find_dense_rows(dense_rows, sequence, HAS_DENSE: tl.constexpr):  # type: ign
 
 
 @triton.jit
-def _is_edge_within(edge, low, high, STRIDE: tl.constexpr):  # type: ignore[no-untyped-def]
+def _is_edge_within(edge, low, high, STRIDE: tl.constexpr):
     """Whether a position cuts one of the strides [low, high) in two."""
     return (edge % STRIDE != 0) & (edge // STRIDE >= low) & (edge // STRIDE < high)
 
 
 @triton.jit
-def _mark_tokens(tokens, start, stop, STRIDE: tl.constexpr):  # type: ignore[no-untyped-def]
+def _mark_tokens(tokens, start, stop, STRIDE: tl.constexpr):
     """Bit i of every stride that begins at `tokens`: does its token i lie in [start, stop)?"""
     low = tl.minimum(tl.maximum(start - tokens, 0), STRIDE)
     high = tl.minimum(tl.maximum(stop - tokens, 0), STRIDE)
@@ -36,8 +39,8 @@ def _mark_tokens(tokens, start, stop, STRIDE: tl.constexpr):  # type: ignore[no-
     return ((one << high) - 1) & ~((one << low) - 1)
 
 
-@triton.jit
-def score_strides(  # type: ignore[no-untyped-def]
+@triton.jit(do_not_specialize=_VARYING)
+def score_strides(
     q,
     k,
     q_described,  # q and k in tiles, or anything

@@ -20,7 +20,8 @@ from ..modes import LISTS
 from ..spans import Spans
 from .block_selection import select_blocks
 from .strided_scores import score_strides
-from .tiles import LOG2_E, can_describe, has_descriptors
+from .shapes import has_descriptors, name_spans
+from .tiles import can_describe
 
 SCRATCH_BYTES = 1 << 26
 
@@ -108,7 +109,7 @@ def build_block_lists(
         HAS_SPANS=spans is not None,
         HAS_DENSE=dense_rows is not None,
     )
-    places = (spans.query_start, spans.query_length, spans.key_start, spans.key_length) if spans else (modes,) * 4
+    places = name_spans(spans, modes)
     dense = modes if dense_rows is None else dense_rows
     budget = scratch_bytes // (4 * sequences * num_q_heads * slots)
     for start, rows, reach in _cut_rows(num_rows, num_blocks, budget, spans is not None):
@@ -135,7 +136,7 @@ def build_block_lists(
             start,
             rows,
             pitch,
-            scale * LOG2_E / stride,
+            scale * math.log2(math.e) / stride,
             D=width,
             BM=tile.rows,
             BN=tile.columns,

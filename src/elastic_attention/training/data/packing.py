@@ -22,6 +22,9 @@ def plan_packs(order: Iterable[int], lengths: np.ndarray, *, capacity: int, look
 
     Yields:
         The samples of a pack; every sample is in exactly one.
+
+    Raises:
+        ValueError: a sample is longer than a pack.
     """
     coming = iter(order)
     waiting = list(islice(coming, lookahead))
@@ -36,6 +39,8 @@ def plan_packs(order: Iterable[int], lengths: np.ndarray, *, capacity: int, look
                 else:
                     left.append(sample)
             fresh = list(islice(coming, lookahead - len(left)))
+        if not pack:
+            raise ValueError(f"sample {left[0]} of {lengths[left[0]]} tokens is longer than a pack of {capacity}.")
         yield pack
         waiting = left
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ...config import to_dict
 from ...models.checkpoint import save_static_routes
+from ...models.static_masks import mark_sparsest
 from .base import RouteModel
 
 if TYPE_CHECKING:
@@ -46,12 +47,9 @@ class StaticMask(RouteModel):
 
     def mask(self) -> Tensor:
         """(L, G) bool on the host, True = sparse: the round(msr * heads) heads that rank first."""
-        flat = self.rank().detach().flatten().cpu()
-        chosen = torch.zeros(flat.shape, dtype=torch.bool)
-        chosen[flat.argsort(descending=True, stable=True)[: round(self.msr * len(flat))]] = True
-        full = torch.zeros(self.config.base_model.num_layers, self.values.shape[1], dtype=torch.bool)
-        full[list(self.layers)] = chosen.view(self.values.shape)
-        return full
+        mask = torch.zeros(self.config.base_model.num_layers, self.values.shape[1], dtype=torch.bool)
+        mask[list(self.layers)] = mark_sparsest(self.rank(), self.msr)
+        return mask
 
     def parameters_to_train(self) -> list[nn.Parameter]:
         return [self.values]

@@ -1,0 +1,109 @@
+"""A whole model on a GPU: the fused kernels and the page pool against the plain path on the same device."""
+
+import pytest
+import torch
+
+from elastic_attention.models.captured import SamplingConfig, generate_captured
+from tiny_models import attach_tiny, left_padded, make_model, random_routes, text
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+NEW = 40
+
+
+def padded_batch(model):
+    ids, mask, _ = left_padded([text(150, seed=s)[:, :n] for s, n in enumerate([150, 70, 47])])
+    return ids.to(model.device), mask.to(model.device), random_routes(model, batch=3)
+
+
+def generate(model, ids, mask, **options):
+    return model.generate(ids, attention_mask=mask, max_new_tokens=NEW, do_sample=False, **options)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3_text", "phi3"])
+@pytest.mark.parametrize("decode", ["sparse", "full"])
+def test_triton_says_what_the_plain_path_says(family, decode):
+    model = make_model(family).cuda()
+    ids, mask, routes = padded_batch(model)
+    said = []
+    for backend in ("cpu", "triton"):
+        handle = attach_tiny(model, backend=backend, decode=decode)
+        handle.set_routes(routes)
+        whole = generate(model, ids, mask)
+        chunked = generate(model, ids, mask, prefill_chunk_size=64)
+        beams = generate(model, ids, mask, num_beams=3)
+        said.append((whole, chunked, beams, handle.report()["kv_bytes"]))
+        handle.detach()
+    for plain, fused in zip(*said, strict=True):
+        assert torch.equal(plain, fused) if isinstance(plain, torch.Tensor) else plain == fused
+
+
+def test_routes_are_those_of_the_cpu():
+    model = make_model()
+    handle = attach_tiny(model)
+    model(text(150, rows=3))
+    wanted = handle.report()["routes"]
+    handle.detach()
+    handle = attach_tiny(model.cuda())
+    model(text(150, rows=3).cuda(), use_cache=True)
+    assert handle.backend == "triton" and torch.equal(handle.report()["routes"], wanted)
+
+
+@pytest.mark.parametrize("backend", ["triton", "auto"])
+def test_a_prefill_never_waits(backend):
+    model = make_model().cuda().bfloat16()
+    handle = attach_tiny(model, backend=backend)
+    ids = text(200, rows=2).cuda()
+    with torch.no_grad():
+        model(ids, use_cache=True)
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            model(ids, use_cache=True)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert handle.report()["prompt_tokens"] == [200, 200]
+
+
+@pytest.mark.parametrize("decode", ["sparse", "full"])
+def test_a_captured_step_says_what_generate_says(decode):
+    model = make_model().cuda()
+    ids, mask, routes = padded_batch(model)
+    handle = attach_tiny(model, decode=decode)
+    handle.set_routes(routes)
+    wanted, books = generate(model, ids, mask), handle.report()
+    got = generate_captured(handle, ids, mask, max_new_tokens=NEW)
+    assert torch.equal(got, wanted)
+    report = handle.report()
+    for name in ("prompt_tokens", "esr_decode", "kv_bytes", "kv_bytes_read"):
+        assert report[name] == pytest.approx(books[name])
+
+
+def test_sampling_in_the_graph_stays_inside_top_k():
+    model = make_model().cuda()
+    attach_tiny(model).set_routes("sparse")
+    handle = model._elastic_handle
+    ids = text(100, rows=2).cuda()
+    greedy = generate_captured(handle, ids, max_new_tokens=8)
+    assert torch.equal(
+        generate_captured(handle, ids, max_new_tokens=8, sampling=SamplingConfig(do_sample=True, top_k=1)), greedy
+    )
+    torch.manual_seed(0)
+    draws = {
+        tuple(generate_captured(handle, ids, max_new_tokens=8, sampling=SamplingConfig(do_sample=True))[0].tolist())
+        for _ in range(3)
+    }
+    assert len(draws) == 3
+
+
+def test_hopper_agrees_with_triton():
+    if torch.cuda.get_device_capability()[0] != 9:
+        pytest.skip("needs capability 9")
+    model = make_model(head_dim=64).cuda().bfloat16()
+    outs = []
+    for backend in ("triton", "hopper"):
+        handle = attach_tiny(model, backend=backend)
+        handle.set_routes(random_routes(model))
+        with torch.no_grad():
+            outs.append(model(text(300).cuda(), use_cache=True).logits.float())
+        handle.detach()
+    assert (outs[0] - outs[1]).norm() < 0.02 * outs[0].norm()

@@ -27,7 +27,7 @@ def fuse_elementwise(model: Any) -> None:
         if type(module).__name__.endswith("MLP"):
             if not isinstance(module.act_fn, nn.SiLU) and type(module.act_fn).__name__ != "SiLUActivation":
                 raise ValueError(f"{type(module).__name__} has no SiLU gate but {type(module.act_fn).__name__}")
-            module.forward = partial(_feed_forward, module)
+            module.forward = partial(_feed_forward, module, _merge_weights(module.gate_proj, module.up_proj))
     home = sys.modules[type(model).__module__]
     if not hasattr(home, "apply_rotary_pos_emb"):
         raise ValueError(f"{home.__name__} has no apply_rotary_pos_emb")
@@ -38,15 +38,25 @@ def _normalize(module: Any, hidden_states: Tensor) -> Tensor:
     return torch.nn.functional.rms_norm(hidden_states, module.weight.shape, module.weight, eps=module.variance_epsilon)
 
 
-def _feed_forward(module: Any, x: Tensor) -> Tensor:
-    out: Tensor = module.down_proj(gate(module.gate_proj(x), module.up_proj(x)))
+def _merge_weights(first: Any, second: Any) -> Tensor:
+    """The weights of two linear layers as one matrix; theirs become views of it."""
+    if first.bias is not None or second.bias is not None:
+        raise ValueError("the fused gate knows projections without a bias only")
+    merged = torch.cat([first.weight.data, second.weight.data])
+    first.weight.data, second.weight.data = merged[: len(first.weight)], merged[len(first.weight) :]
+    return merged
+
+
+def _feed_forward(module: Any, merged: Tensor, x: Tensor) -> Tensor:
+    out: Tensor = module.down_proj(gate(torch.nn.functional.linear(x, merged)))
     return out
 
 
-def gate(x: Tensor, y: Tensor) -> Tensor:
-    """silu(x) * y, in one launch; contiguous tensors of one shape."""
-    out, block = torch.empty_like(x), 1024
-    _gate[(triton.cdiv(x.numel(), block),)](x, y, out, x.numel(), BLOCK=block, num_warps=4)
+def gate(x: Tensor) -> Tensor:
+    """silu(first half) * second half of the last dimension, in one launch; x is contiguous."""
+    width, block = x.shape[-1] // 2, 1024
+    out = x.new_empty(*x.shape[:-1], width)
+    _gate[(out.numel() // width, triton.cdiv(width, block))](x, out, width, BLOCK=block, num_warps=4)
     return out
 
 
@@ -70,12 +80,14 @@ def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 
 
 
 @triton.jit
-def _gate(x, y, out, count, BLOCK: tl.constexpr):
-    places = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    is_there = places < count
-    values = tl.load(x + places, mask=is_there, other=0.0).to(tl.float32)
-    factors = tl.load(y + places, mask=is_there, other=0.0).to(tl.float32)
-    tl.store(out + places, (values * tl.sigmoid(values) * factors).to(out.dtype.element_ty), mask=is_there)
+def _gate(x, out, width, BLOCK: tl.constexpr):
+    row, columns = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    is_there = columns < width
+    places = x + row * 2 * width + columns
+    values = tl.load(places, mask=is_there, other=0.0).to(tl.float32)
+    factors = tl.load(places + width, mask=is_there, other=0.0).to(tl.float32)
+    result = values * tl.sigmoid(values) * factors
+    tl.store(out + row * width + columns, result.to(out.dtype.element_ty), mask=is_there)
 
 
 @triton.jit

@@ -95,8 +95,6 @@ def measure_prefill_section(bench: KernelBench) -> None:
         missing += more
     for entry in missing:
         bench.note_missing("prefill", entry.name, entry.reason)
-    for name in set(options.backends) - set(bench.backends):
-        bench.note_missing("prefill", name, "the backend is not available here")
     for shape in _list_shapes(options):
         if bench.is_late("prefill", **shape.as_row()):
             continue
@@ -165,26 +163,31 @@ SECTIONS: dict[str, Callable[[KernelBench], None]] = {
 }
 
 
-def find_backends(names: Sequence[str], device: torch.device, heads: Sequence[Sequence[int]]) -> tuple[list[str], Rows]:
-    """The backends that can run here, each compared with the oracle on every kind of heads.
+def find_backends(
+    names: Sequence[str], device: torch.device, heads: Sequence[Sequence[int]]
+) -> tuple[list[str], Rows, Rows]:
+    """The backends that can run here, each compared with the oracle on every kind of heads that it takes.
+
+    Returns:
+        Names, the comparisons, and what cannot run with its reason.
 
     Raises:
         OracleMismatch: one differs.
     """
-    found, checks = [], []
+    found: dict[str, None] = {}
+    checks, missing = [], []
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     for name in names:
-        try:
-            for q_heads, kv_heads, head_dim in heads:
-                dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-                error = check_against_oracle(
-                    PATTERN, group_size=q_heads // kv_heads, head_dim=head_dim, dtype=dtype, device=device, backend=name
-                )
-                checks.append({"kernel": name, "group_size": q_heads // kv_heads, "head_dim": head_dim, "error": error})
-        except (BackendUnavailable, ImportError) as error:
-            print(f"{name}: {error}", flush=True)
-            continue
-        found.append(name)
-    return found, checks
+        for q_heads, kv_heads, head_dim in heads:
+            cell = {"group_size": q_heads // kv_heads, "head_dim": head_dim}
+            try:
+                error = check_against_oracle(PATTERN, **cell, dtype=dtype, device=device, backend=name)
+            except (BackendUnavailable, ImportError) as problem:
+                missing.append({"section": "oracle", "name": name, "reason": str(problem)[:300], **cell})
+                continue
+            checks.append({"kernel": name, **cell, "error": error})
+            found[name] = None
+    return list(found), checks, missing
 
 
 def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -225,7 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device = choose_device(options.device)
     began = time.perf_counter()
     try:
-        backends, checks = find_backends(options.backends, device, options.heads)
+        backends, checks, missing = find_backends(options.backends, device, options.heads)
     except OracleMismatch as error:
         print(error, file=sys.stderr)
         return 1
@@ -238,6 +241,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         versions=peers.list_versions(),
     )
     bench.add("oracle", *checks)
+    bench.add("missing", *missing)
     try:
         run_sections(bench, {name: functools.partial(SECTIONS[name], bench) for name in options.only})
     except OracleMismatch as error:

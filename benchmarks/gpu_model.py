@@ -262,9 +262,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add_shared_options(parser, list(SECTIONS))
     parser.add_argument("--model", choices=list(MODELS), default="qwen3-8b")
     parser.add_argument("--backend", default="auto")
-    parser.add_argument(
-        "--fused", action="store_true", help="fused norms, rotations and gates, dense and elastic alike"
-    )
+    parser.add_argument("--fused", action="store_true", help="fused norms, rotations and gates on both sides")
     parser.add_argument("--dense", nargs="*", help="only these dense kernels, such as fa3 'sdpa cudnn'")
     parser.add_argument("--lengths", type=int, nargs="*", default=list(LENGTHS))
     parser.add_argument("--ratios", type=float, nargs="*", default=list(RATIOS))
@@ -305,7 +303,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     bench.open_record(
         command="benchmarks/gpu_model.py",
         config={"pattern": dataclasses.asdict(handle.config.sparse_pattern), "backend": options.backend},
-        model=options.model,
+        model=bench.name,
         data="random tokens and weights",
         versions=peers.list_versions(),
     )

@@ -62,7 +62,12 @@ class ModelBench(Bench):
 
     def add(self, section: str, *rows: dict[str, Any]) -> None:
         """Keep and print rows; each names the model."""
-        super().add(section, *({"model": self.options.model, **row} for row in rows))
+        super().add(section, *({"model": self.name, **row} for row in rows))
+
+    @property
+    def name(self) -> str:
+        """The model's name, with what was done to it."""
+        return self.options.model + (" fused" if self.options.fused else "")
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -8,6 +8,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported, so it has to come first
 torch.set_num_threads(1)
 settings.register_profile("elastic", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("elastic")

@@ -34,6 +34,9 @@ def assert_pages_are_sound(store):
     pool, batch = store.pool, len(store.lengths)
     owned = [page for row, n in enumerate(pool.counts) for page in pool.table[row, :n].tolist()]
     assert sorted(owned + pool._free.tolist()) == list(range(len(pool.keys)))
+    assert not pool.table.numel() or pool.table.max() < len(pool.keys)
+    for row, n in enumerate(pool.counts):
+        assert not pool.table[row, n:].any()
     assert store.modes.flatten().bool().tolist() == store._books.rings
     assert store.device_lengths.tolist() == [
         n - sum(part.counts[b] for part in store._staged) for b, n in enumerate(store.lengths)
@@ -198,9 +201,9 @@ class OddPagesProgram(PagedProgram):
 TestPagedProgram = PagedProgram.TestCase
 TestKeepAllProgram = KeepAllProgram.TestCase
 TestOddPagesProgram = OddPagesProgram.TestCase
-TestPagedProgram.settings = settings(max_examples=150, stateful_step_count=25, deadline=None, derandomize=True)
+TestPagedProgram.settings = settings(max_examples=100, stateful_step_count=25, deadline=None, derandomize=True)
 TestKeepAllProgram.settings = settings(max_examples=30, stateful_step_count=20, deadline=None, derandomize=True)
-TestOddPagesProgram.settings = settings(max_examples=60, stateful_step_count=25, deadline=None, derandomize=True)
+TestOddPagesProgram.settings = settings(max_examples=40, stateful_step_count=25, deadline=None, derandomize=True)
 
 
 # Memory -----------------------------------------------------------------------------------------------------------
@@ -222,6 +225,8 @@ def test_sizes_of_pages():
     for sink, window, block, wanted in ((128, 2048, 128, 128), (64, 512, 64, 64), (64, 192, 64, 128), (16, 48, 16, 64)):
         config = StreamingConfig(num_sink_tokens=sink, local_window=window, block_size=block)
         assert PagedCache(build_pattern(config)).page_size == wanted
+    with pytest.raises(ValueError, match="page_size=96 must be a power of two"):
+        PagedCache(build_pattern(CONFIG), page_size=96)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -242,6 +247,15 @@ def test_growth_is_bounded():
         store.evict()
         needed = -(-n // 128) + 2
         assert needed <= len(store.pool.keys) <= max(needed, needed + needed // 8)
+
+
+def test_growing_is_rare():
+    store = fill(1000, [[False, False]], page_size=4)
+    moves = store.moves
+    for _ in range(240):
+        store.append(*torch.randn(2, 1, HEADS, 1, WIDTH))
+        store.evict()
+    assert len(store.pool.keys) <= 2 * 310 * 9 // 8 and store.moves - moves <= 4
 
 
 def test_pages_of_rows_that_turn_sparse_are_given_back():

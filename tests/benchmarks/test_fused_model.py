@@ -29,7 +29,7 @@ def test_rotation(batch, tokens, shares_angles):
 
 def test_gate():
     x, y = torch.randn(2, 3, 500, device=DEVICE), torch.randn(2, 3, 500, device=DEVICE)
-    torch.testing.assert_close(fused_model.gate(x, y), torch.nn.functional.silu(x) * y)
+    torch.testing.assert_close(fused_model.gate(torch.cat([x, y], -1)), torch.nn.functional.silu(x) * y)
 
 
 def test_a_fused_model_gives_the_same_logits(monkeypatch):

@@ -1,5 +1,6 @@
 """Packed lists: what goes in comes out, rows find their place, and the promised memory is not exceeded."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -76,3 +77,5 @@ def test_plain_batches_and_memory():
     assert find_first_blocks(2, 40, 100, 16, None).tolist() == [3, 3]
     num_rows, num_blocks = count_rows(1 << 17, 1 << 17, 128)
     assert 2 * 32 * count_entries(num_rows, num_blocks) == 32 * 1024 * 1025  # bytes at 128K tokens, 32 heads
+    with pytest.raises(ValueError, match="40000 key blocks are more than 32767"):
+        count_entries(1, 40000)

@@ -19,7 +19,7 @@ def generate(model, ids, mask, **options):
     return model.generate(ids, attention_mask=mask, max_new_tokens=NEW, do_sample=False, **options)
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3_text", "phi3"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3_text", "qwen3_moe"])
 @pytest.mark.parametrize("decode", ["sparse", "full"])
 def test_triton_says_what_the_plain_path_says(family, decode):
     model = make_model(family).cuda()

@@ -18,6 +18,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from ..attention import hybrid_attention
 from ..config import StreamingConfig
+from ..errors import ElasticAttentionError
 from .oracle import check_against_oracle
 from .shapes import AttentionShape
 from .timing import Run, Timing, time_interleaved
@@ -165,7 +166,7 @@ def measure_prefill(
                 sample = _pick_rows(attend(q, k, v))
                 attend(q, k, v)
                 error = None if expected is None or not kernel.is_exact else _relative_error(sample, expected)
-            except (RuntimeError, ValueError, TypeError, AssertionError, ImportError) as problem:
+            except (RuntimeError, ValueError, TypeError, ImportError, ElasticAttentionError) as problem:
                 failures.append(shape.as_row() | {"kernel": kernel.name, "msr": msr, "reason": _shorten(problem)})
                 continue
             if error is not None and not error <= MAX_ERROR:

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from .spans import Spans
 
+_MOST_BLOCKS = torch.iinfo(torch.int16).max
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BlockLists:
@@ -87,7 +89,13 @@ def pack_mask(mask: Tensor, first_blocks: Tensor, block_size: int) -> BlockLists
 
 
 def count_entries(num_rows: int, num_blocks: int) -> int:
-    """E: room for the last `num_rows` rows of a triangle of `num_blocks`; earlier rows need less."""
+    """E: room for the last `num_rows` rows of a triangle of `num_blocks`; earlier rows need less.
+
+    Raises:
+        ValueError: an index would not fit its 16 bits.
+    """
+    if num_blocks > _MOST_BLOCKS:
+        raise ValueError(f"{num_blocks} key blocks are more than {_MOST_BLOCKS}; use larger blocks or fewer tokens.")
     rest = num_blocks - num_rows
     return num_blocks * (num_blocks + 1) // 2 - rest * (rest + 1) // 2
 

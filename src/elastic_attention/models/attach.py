@@ -8,8 +8,8 @@ from ..errors import AlreadyAttached, RouterMismatch
 from ..router import RouterStack
 from .attention_function import IMPLEMENTATION, register
 from .checkpoint import load_adapter
-from .families import describe_model, unwrap_model
-from .handle import Handle, check_heads, find_handle
+from .families import count_kv_heads, describe_model, find_attention_modules, unwrap_model
+from .handle import Handle, find_handle
 from .pretrained import find_pretrained
 from .routing import POLICIES
 
@@ -63,7 +63,7 @@ def attach(
         config, routers = source, RouterStack(source.router, source.routed_layers, source.granularity)
     else:
         config, routers = load_adapter(source if source is not None else find_pretrained(base), revision)
-    if problems := check_heads(inner, config):
+    if problems := _check_heads(inner, config):
         name = config.base_model.name or config.base_model.model_type
         raise RouterMismatch(f"These routers were made for {name} and do not fit: " + "; ".join(problems) + ".")
     register()
@@ -78,3 +78,17 @@ def attach(
         backend=backend,
         reroute_on_append=reroute_on_append,
     )
+
+
+def _check_heads(model: Any, config: ElasticConfig) -> list[str]:
+    """What of `config` does not fit `model`, as sentences."""
+    modules = find_attention_modules(unwrap_model(model))
+    base, problems = config.base_model, []
+    for name, wanted, found in (
+        ("KV heads", base.num_kv_heads, {count_kv_heads(m) for m in modules.values()}),
+        ("head dim", base.head_dim, {int(m.head_dim) for m in modules.values()}),  # type: ignore[arg-type]
+        ("routed layers", tuple(config.routed_layers), {tuple(modules)}),
+    ):
+        if found != {wanted}:
+            problems.append(f"{name}: routers want {wanted}, the model has {sorted(found)}")
+    return problems

@@ -1,6 +1,7 @@
 """The handle that `attach` returns: routes, budget, report, save, detach."""
 
 import contextlib
+import functools
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,11 +21,12 @@ from . import checkpoint
 from .attention_function import IMPLEMENTATION
 from .cache_layer import ElasticLayer, Store, claim_layer
 from .calibration import calibrate_budget
-from .families import count_kv_heads, find_attention_modules, unwrap_model
+from .families import find_attention_modules, unwrap_model
+from .fused_routers import FusedRouters
 from .generation import Prompt, wrap_generate
 from .report import RouteReport
 from .routing import KeyRouter, LayerStep, RouteSource, RoutingRules, plan_layer
-from .tokens import Tokens, read_tokens
+from .tokens import TokenReader, Tokens
 
 _logger = logging.getLogger(__name__)
 _MARK = "_elastic_handle"
@@ -69,8 +71,8 @@ class Handle:
         self._record: ForwardRecord | None = None
         self._prompt_lengths: Tensor | None = None
         self.prompt: Prompt | None = None
-        self._fused_weights: dict[int, Any] = {}  # share the memory of `routers`
-        self._tokens: tuple[Tensor | None, Any, Tokens] | None = None  # of the forward under way
+        self._fused = FusedRouters(routers)
+        self._tokens = TokenReader()
         self._is_enabled = True
         self._install()
 
@@ -174,18 +176,6 @@ class Handle:
         with torch.no_grad():
             return router(pooled, layer=index, budget=self.budget)
 
-    def _find_kernel(self) -> KeyRouter | None:
-        """The fused router, where a GPU kernel runs and there is one decision per KV head."""
-        return self._decide_keys if self._is_paged() and self.config.granularity == "head" else None
-
-    def _decide_keys(self, index: int, keys: Tensor, counts: Tensor) -> Tensor:
-        from ..kernels.triton.router import RouterWeights, route_fused
-
-        if index not in self._fused_weights or self._fused_weights[index].task_in.device != keys.device:
-            state = self.routers[index].to(keys.device).state_dict()
-            self._fused_weights[index] = RouterWeights.from_state(state)
-        return route_fused(keys, counts, self._fused_weights[index], self.budget)[0]
-
     def calibrate(self, prompts: Sequence[Any], target: float = 0.7, tolerance: float = 0.01) -> dict[str, float]:
         """Search the budget whose mean MSR over sample prompts is `target`, and set it.
 
@@ -248,7 +238,7 @@ class Handle:
         return RouteReport(self._pattern, self.config.base_model.num_layers, keeps_all=self._keeps_all)
 
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._tokens = None
+        self._tokens.forget()
         if self._is_enabled and self.prompt is None:
             self.restart_report()
 
@@ -269,7 +259,14 @@ class Handle:
         layer = None if cache is None else claim_layer(cache, index, self._make_layer)
         if layer is not None and self.prompt is not None:
             layer.record_past = self.prompt.is_assisted
-        tokens = self._read_tokens(mask, hidden, layer)
+        tokens = self._tokens.read(
+            mask,
+            batch=hidden.shape[0],
+            num_columns=hidden.shape[1],
+            past_columns=layer.columns if layer else 0,
+            before=list(layer.store.lengths) if layer and layer.columns else [0] * hidden.shape[0],
+            prompt_end=self.prompt.num_columns if self.prompt else None,
+        )
         step = plan_layer(self._rules(), index, module, hidden, tokens, layer)
         self._element_bytes = 2 * int(module.head_dim) * hidden.element_size()
         self._note(index, step)
@@ -282,25 +279,6 @@ class Handle:
         }
         return args, kwargs | extra
 
-    def _read_tokens(self, mask: Tensor | None, hidden: Tensor, layer: ElasticLayer | None) -> Tokens:
-        """Tokens of this forward; a mask is looked at once, not once a layer, since the host must wait for it."""
-        batch, num_columns = hidden.shape[:2]
-        past_columns = layer.columns if layer else 0
-        before = list(layer.store.lengths) if layer and layer.columns else [0] * batch
-        prompt_end = self.prompt.num_columns if self.prompt else None
-        key = (num_columns, past_columns, before, prompt_end)
-        if self._tokens is None or self._tokens[0] is not mask or self._tokens[1] != key:
-            tokens = read_tokens(
-                mask,
-                batch=batch,
-                num_columns=num_columns,
-                past_columns=past_columns,
-                before=before,
-                prompt_end=prompt_end,
-            )
-            self._tokens = mask, key, tokens
-        return self._tokens[2]
-
     def _note(self, index: int, step: LayerStep) -> None:
         self._report.add(index, step)
         # Gradient checkpointing runs layers again during backward, after the record was closed.
@@ -312,7 +290,7 @@ class Handle:
         return RoutingRules(
             config=self.config,
             source=self._source or self.decide,
-            route_keys=None if self._source else self._find_kernel(),
+            route_keys=self._find_router_kernel(),
             forced=None if self._source else (prompt_routes if prompt_routes is not None else self._forced),
             is_sampling=self._is_sampling,
             prompt_lengths=self._prompt_lengths,
@@ -320,6 +298,10 @@ class Handle:
             first_chunk_tokens=self.first_chunk_tokens,
             reroute_on_append=self.reroute_on_append,
         )
+
+    def _find_router_kernel(self) -> KeyRouter | None:
+        has_kernel = self._source is None and self._is_paged() and self.config.granularity == "head"
+        return functools.partial(self._fused.route, budget=self.budget) if has_kernel else None
 
     def _make_layer(self, group: LayerGroup) -> ElasticLayer:
         pattern, keeps_all = self._pattern, self._keeps_all
@@ -358,17 +340,3 @@ class Handle:
 def find_handle(model: Any) -> Handle | None:
     """The handle of an attached model, also of a deep copy of one; None if there is none."""
     return getattr(unwrap_model(model), _MARK, None)
-
-
-def check_heads(model: Any, config: ElasticConfig) -> list[str]:
-    """What of `config` does not fit `model`, as sentences."""
-    modules = find_attention_modules(unwrap_model(model))
-    base, problems = config.base_model, []
-    for name, wanted, found in (
-        ("KV heads", base.num_kv_heads, {count_kv_heads(m) for m in modules.values()}),
-        ("head dim", base.head_dim, {int(m.head_dim) for m in modules.values()}),  # type: ignore[arg-type]
-        ("routed layers", tuple(config.routed_layers), {tuple(modules)}),
-    ):
-        if found != {wanted}:
-            problems.append(f"{name}: routers want {wanted}, the model has {sorted(found)}")
-    return problems

@@ -1,6 +1,7 @@
 """The tokens of one forward pass, seen from one layer: which are real, which are prompt, what came before."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,6 +52,25 @@ class Tokens:
         if self.real is not None:
             return self.real
         return torch.ones(batch, self.num_columns, dtype=torch.bool, device=device)
+
+
+class TokenReader:
+    """Reads the tokens of a forward once, not once a layer, since the host must wait for a mask."""
+
+    def __init__(self) -> None:
+        self._mask: Tensor | None = None
+        self._facts: dict[str, Any] | None = None
+        self._tokens: Tokens | None = None
+
+    def forget(self) -> None:
+        """A new forward begins."""
+        self._mask = self._facts = self._tokens = None
+
+    def read(self, mask: Tensor | None, **facts: Any) -> Tokens:
+        """`read_tokens` of these arguments, from memory where they are those of the layer before."""
+        if self._tokens is None or self._mask is not mask or self._facts != facts:
+            self._mask, self._facts, self._tokens = mask, facts, read_tokens(mask, **facts)
+        return self._tokens
 
 
 def read_tokens(

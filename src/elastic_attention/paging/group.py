@@ -43,9 +43,9 @@ class LayerGroup:
         if store in self._waiting:
             self._waiting.remove(store)
 
-    def workspace(self, q: Tensor, num_kv_heads: int) -> Any:
+    def workspace(self, q: Tensor, num_kv_heads: int, page_size: int) -> Any:
         """Scratch memory of the decode kernel for queries like q (B, H, 1, D); the same tensors at every call."""
-        key = (q.device, q.dtype, q.shape, num_kv_heads)
+        key = (q.device, q.dtype, q.shape, num_kv_heads, page_size)
         if key not in self._workspaces:
-            self._workspaces[key] = verbs_for(q.device).make_workspace(q, num_kv_heads)
+            self._workspaces[key] = verbs_for(q.device).make_workspace(q, num_kv_heads, page_size)
         return self._workspaces[key]

@@ -43,6 +43,9 @@ class PagedCache:
         pool: the pages, None before the first token.
         device_lengths: (B,) int32, tokens of each sequence in the pool.
         modes: (B, G) int32, how the pool holds each row: FULL or STREAMING of `kernels.modes`.
+
+    Raises:
+        ValueError: `page_size` is no power of two.
     """
 
     def __init__(
@@ -56,6 +59,8 @@ class PagedCache:
         self.pattern, self.keeps_all, self.group = pattern, keeps_all, group or LayerGroup()
         self._books = RowBooks(pattern, 0, 0)
         self.page_size = page_size or (64 if self._books.ring_size % 128 else 128)
+        if self.page_size & (self.page_size - 1):
+            raise ValueError(f"page_size={page_size} must be a power of two; leave it out or use 64 or 128.")
         self.routes = HeadRoutes(torch.empty(0, 0, dtype=torch.bool))
         self.pool: PagePool | None = None
         self.device_lengths = self.modes = torch.empty(0, dtype=torch.int32)
@@ -136,7 +141,7 @@ class PagedCache:
         """
         assert self.pool is not None and not self._staged
         factor = q.shape[-1] ** -0.5 if scale is None else scale
-        workspace = self.group.workspace(q, self.num_kv_heads)
+        workspace = self.group.workspace(q, self.num_kv_heads, self.page_size)
         return verbs_for(q.device).decode_paged(q, *self._pages(), self.pattern.config, factor, workspace=workspace)
 
     def append(

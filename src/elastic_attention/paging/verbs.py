@@ -17,20 +17,20 @@ class PageVerbs:
     Attributes:
         append_token, compact_rows: see `kernels.triton.paging`.
         decode_paged: see `kernels.triton.decode`.
-        make_workspace: (q, G) -> scratch memory of `decode_paged`.
+        make_workspace: (q, G, page_size) -> scratch memory of `decode_paged`.
     """
 
     append_token: Callable[..., None]
     compact_rows: Callable[..., None]
     decode_paged: Callable[..., Tensor]
-    make_workspace: Callable[[Tensor, int], Any]
+    make_workspace: Callable[[Tensor, int, int], Any]
 
 
 PLAIN = PageVerbs(
     append_token=plain.append_token,
     compact_rows=plain.compact_rows,
     decode_paged=plain.decode_paged,
-    make_workspace=lambda q, num_kv_heads: None,
+    make_workspace=lambda q, num_kv_heads, page_size: None,
 )
 
 

@@ -9,6 +9,10 @@ import tempfile
 from pathlib import Path
 
 import triton
+from triton.backends.compiler import GPUTarget
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon._runtime import GluonASTSource
+
 from elastic_attention.kernels.hopper.layout import Shape
 from elastic_attention.kernels.hopper.prefill import (
     CONSUMER_REGISTERS,
@@ -16,9 +20,6 @@ from elastic_attention.kernels.hopper.prefill import (
     PRODUCER_REGISTERS,
     hybrid_prefill,
 )
-from triton.backends.compiler import GPUTarget
-from triton.experimental.gluon import language as gl
-from triton.experimental.gluon._runtime import GluonASTSource
 
 POINTERS = {"out": "bf16", "lse": "fp32", "list_indices": "i16"}
 

@@ -4,6 +4,7 @@ import sys
 
 import pytest
 import torch
+
 from elastic_attention.kernels.hopper import explain_hopper, explain_triton, is_describable
 
 

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from torch import Tensor
+
 from elastic_attention.config import StreamingConfig
 from elastic_attention.kernels.hopper import schedule
 from elastic_attention.kernels.hopper.schedule import EVERYTHING, TILE
 from elastic_attention.patterns.streaming import StreamingPattern
-from torch import Tensor
 
 # block, sink, window
 PATTERNS = [
@@ -81,7 +82,9 @@ def test_items_cover_every_tile_of_every_query_head_once() -> None:
     assert len(set(items)) == len(items)
     assert [max(part) + 1 for part in zip(*items, strict=True)] == [sections, tiles, group]
     assert [section for section, _, _ in items] == sorted(section for section, _, _ in items)
-    assert [behind for _, behind, _ in items[: tiles * group]] == sorted(behind for _, behind, _ in items[: tiles * group])
+    assert [behind for _, behind, _ in items[: tiles * group]] == sorted(
+        behind for _, behind, _ in items[: tiles * group]
+    )
 
 
 @pytest.mark.parametrize("shift", [-5000, -128, -1, 0, 1, 77, 128, 300])

@@ -8,6 +8,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from elastic_attention import StreamingConfig
+from elastic_attention.kernels.triton import decode as kernels
 from elastic_attention.kernels.triton.decode import DecodeWorkspace, choose_decode_shape, launch_decode
 from elastic_attention.kernels.triton.paging import append_token, compact_rows
 
@@ -28,9 +29,11 @@ def go(width, group, dtype, *, has_engine=False, page_size=128):
     pages = torch.empty(2, 8, page_size, width, dtype=dtype)
     table = torch.empty(4, 5, dtype=torch.int32)
     lengths, modes = torch.empty(2, dtype=torch.int32), torch.empty(2, 2, dtype=torch.int32)
-    shape = choose_decode_shape(dtype, width, group)
+    kernels.has_descriptors = lambda device: has_engine
+    choose_decode_shape.cache_clear()
+    shape = choose_decode_shape(q.device, dtype, width, group, page_size)
     workspace = DecodeWorkspace(2, 2 * group, 2, width, q.device, 132)
-    launch_decode(q, *pages, table, lengths, modes, config, 0.1, workspace, shape, has_engine)
+    launch_decode(q, *pages, table, lengths, modes, config, 0.1, workspace, shape)
     if group == 1 and not has_engine:
         new = torch.empty(2, 2, 2, 4096, width, dtype=dtype)
         append_token(*new[..., :1, :], *pages, table, lengths, modes, config)
@@ -44,5 +47,7 @@ if __name__ == "__main__":
         for has_engine in (False, True):
             go(width, group, torch.bfloat16, has_engine=has_engine)
         go(width, group, torch.float32)
-    go(64, 3, torch.float16, page_size=64)
+    for has_engine in (False, True):
+        go(64, 3, torch.float16, has_engine=has_engine, page_size=64)
+        go(128, 4, torch.float16, has_engine=has_engine, page_size=64)
     go(128, 32, torch.bfloat16, has_engine=True)

@@ -56,15 +56,13 @@ def compile_only(self, *args, grid, warmup, **kwargs):
     print(json.dumps(dict(case=CASE, name=self.fn.__name__, **measure(kernel))), flush=True)
 
 
-def go(case, *, tokens=4096, keys=None, width=128, dtype=torch.bfloat16, has_descriptors=False, sizes=None, **options):
+def go(case, *, tokens=4096, keys=None, width=128, dtype=torch.bfloat16, has_descriptors=False, **options):
     global CASE
     CASE = case
     q = torch.empty(1, tokens, 8, width, dtype=dtype).transpose(1, 2)
     k = torch.empty(1, keys or tokens, 2, width, dtype=dtype).transpose(1, 2)
     modes = torch.full((1, 2), LISTS, dtype=torch.int32)
-    build_block_lists(
-        q, k, modes, XAttentionConfig(**(sizes or {})), width**-0.5, tile=choose_tile(q, has_descriptors), **options
-    )
+    build_block_lists(q, k, modes, XAttentionConfig(), width**-0.5, tile=choose_tile(q, has_descriptors), **options)
 
 
 if __name__ == "__main__":
@@ -82,10 +80,7 @@ if __name__ == "__main__":
     dense = torch.zeros(1, 2, dtype=torch.int32)
     go("whole strides", has_descriptors=True)
     go("a cut stride", tokens=4101, has_descriptors=True, dense_rows=dense)
-    go("pointers", keys=4101)
     go("packed, responses", spans=spans, dense_rows=dense)
-    go("wide heads", width=256, has_descriptors=True)
     go("narrow heads", width=80, tokens=4101)
-    go("density", width=64, sizes=dict(density=0.1), has_descriptors=True)
     go("float32", dtype=torch.float32)
     go("long", tokens=1 << 18, has_descriptors=True, scratch_bytes=1 << 40)

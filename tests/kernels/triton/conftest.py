@@ -1,13 +1,10 @@
 """Triton's kernels on the GPU if there is one, else in Triton's interpreter on tiny shapes."""
 
-import os
 from importlib.util import find_spec
 
 import pytest
 import torch
 
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported, so it has to come first
 collect_ignore_glob = [] if find_spec("triton") else ["test_*.py"]
 
 

@@ -78,21 +78,21 @@ def test_odd_lengths_and_exact_multiples(device, tile, num_queries, num_keys):
 @pytest.mark.parametrize(("block", "sinks", "window"), [(16, 3, 1), (24, 1, 2), (32, 1, 1), (64, 1, 1)])
 def test_blocks_longer_and_shorter_than_tiles(device, block, sinks, window):
     config = StreamingConfig(num_sink_tokens=sinks * block, local_window=window * block, block_size=block)
-    inputs = make_inputs(device, num_q_heads=1, num_kv_heads=1, num_queries=150, num_keys=170)
+    inputs = make_inputs(device, num_q_heads=1, num_kv_heads=1, num_queries=130, num_keys=150)
     for tile in ((32, 32), (64, 32)):
         check(run(inputs, config, tile), inputs, config)
 
 
 @pytest.mark.parametrize("route", [[0.0, 0.0], [1.0, 1.0], [1.0, 0.0], [0.3, 1e-6]])
 def test_hard_routes_pass_over_what_they_do_not_read(device, route):
-    *inputs, _, grad = make_inputs(device, num_queries=100, num_keys=120)
+    *inputs, _, grad = make_inputs(device, num_queries=80, num_keys=110)
     inputs = *inputs, torch.tensor([route], device=device), grad
-    check(run(inputs, SMALL, (16, 16)), inputs, SMALL)
+    check(run(inputs, SMALL, (32, 16)), inputs, SMALL)
 
 
 @pytest.mark.parametrize("group_size", [1, 3, 8])
 def test_group_sizes(device, group_size):
-    inputs = make_inputs(device, num_q_heads=2 * group_size, num_queries=40, num_keys=70)
+    inputs = make_inputs(device, num_q_heads=group_size, num_kv_heads=1, num_queries=40, num_keys=70)
     check(run(inputs, SMALL, (32, 32)), inputs, SMALL)
 
 

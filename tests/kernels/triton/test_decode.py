@@ -94,23 +94,28 @@ def assert_exact(pages, out, dtype=torch.float32):
 modes_of_rows = st.lists(st.sampled_from([FULL, STREAMING]), min_size=2, max_size=2)
 
 
-@settings(max_examples=25, suppress_health_check=FIXTURE)
+CUTS = [
+    (SMALL, DecodeShape(tile=16, chunk=2, row_cost=0)),
+    (SMALL, DecodeShape(tile=32, chunk=4, row_cost=3)),
+    (ODD, DecodeShape(tile=16, chunk=16, row_cost=1)),
+    (ODD, DecodeShape(tile=32, chunk=2, row_cost=4)),
+]
+
+
+@settings(max_examples=20, suppress_health_check=FIXTURE)
 @given(
     lengths=st.lists(st.integers(1, 150), min_size=1, max_size=3),
     data=st.data(),
-    config=st.sampled_from([SMALL, ODD]),
-    tile=st.sampled_from([16, 32]),
-    chunk=st.sampled_from([2, 4, 16]),
-    row_cost=st.integers(0, 4),
+    cut=st.sampled_from(CUTS),
     num_programs=st.integers(1, 20),
 )
-def test_every_length_route_and_cut(device, lengths, data, config, tile, chunk, row_cost, num_programs):
+def test_every_length_route_and_cut(device, lengths, data, cut, num_programs):
+    config, shape = cut
     modes = [data.draw(modes_of_rows) for _ in lengths]
     pages = make_pages(device, lengths, modes, config=config)
-    shape = DecodeShape(tile=tile, chunk=chunk, row_cost=row_cost)
     workspace = DecodeWorkspace(len(lengths), 4, 2, 16, pages.q.device, num_programs)
     for _ in range(2):  # the counters are ready for the next launch
-        out = launch_decode(pages.q, *pages.state, 16**-0.5, workspace, shape, False)
+        out = launch_decode(pages.q, *pages.state, 16**-0.5, workspace, shape)
         assert_exact(pages, out)
         assert not workspace.arrived.any()
 
@@ -154,7 +159,7 @@ def test_equal_rows_are_shared_by_many_programs(device):
     pages = make_pages(device, [900], [[FULL, FULL]])
     for num_programs in (3, 57, 200):
         workspace = DecodeWorkspace(1, 4, 2, 16, pages.q.device, num_programs)
-        out = launch_decode(pages.q, *pages.state, 0.25, workspace, DecodeShape(tile=16, chunk=8), False)
+        out = launch_decode(pages.q, *pages.state, 0.25, workspace, DecodeShape(tile=16, chunk=8))
         assert_exact(pages, out)
 
 
@@ -250,7 +255,7 @@ def test_one_graph_serves_every_length_and_route():
     pages = make_pages(
         torch.device("cuda"), [900, 900], [[FULL, FULL]] * 2, dtype=torch.bfloat16, width=128, page_size=64
     )
-    workspace = DecodeWorkspace.for_queries(pages.q, 2)
+    workspace = DecodeWorkspace.for_queries(pages.q, 2, 64)
     graph = torch.cuda.CUDAGraph()
     decode_paged(pages.q, *pages.state, 0.1, workspace=workspace)
     with torch.cuda.graph(graph):

@@ -1,5 +1,8 @@
+import copy
+
 import pytest
 from made_rows import TEMPLATE, make_row, make_tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from elastic_attention import DataError
 from elastic_attention.tasks import KINDS, generate, load_corpora, render, to_row
@@ -43,6 +46,19 @@ def test_plain_sample():
     sample, text = encode(context="x = 1\n", question="", answer="y = 2", metadata={"is_chat": False})
     assert text((0, len(sample.tokens))) == "x = 1\ny = 2"
     assert text(sample.context) == "x = 1\n" and text(sample.question) == ""
+
+
+def test_plain_sample_begins_as_the_tokenizer_begins_texts():
+    """Llama's tokenizers put a token in front that templates write themselves."""
+    tokenizer = copy.deepcopy(make_tokenizer())
+    begin = tokenizer.convert_tokens_to_ids("<s>")
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing("<s> $A", special_tokens=[("<s>", begin)])
+    row = make_row(context="x = 1\n", question="", answer="y = 2")
+    for is_chat, wanted in ((False, "<s>x = 1\ny = 2"), (True, f"<s><|user|>x = 1\n{END}<|assistant|>y = 2{END}")):
+        record = check_record(row | {"metadata": {"is_chat": is_chat}}, "f:1")
+        sample = Encoder(tokenizer).encode(record, "f:1")
+        assert tokenizer.decode(sample.tokens.tolist()) == wanted
+        assert tokenizer.decode(sample.tokens[slice(*sample.context)].tolist()) == "x = 1\n"
 
 
 @pytest.mark.parametrize(("context", "question"), [("", "Who?"), ("Only text.", "")])

@@ -48,6 +48,14 @@ def test_an_epoch_holds_every_token_once(tmp_path):
     assert sorted((s.sample_id, s.tokens.tolist()) for s in stream) == list(enumerate(wanted))
 
 
+def test_steps_are_consecutive_stretches_of_the_packs(tmp_path):
+    data = make_steps(tmp_path)
+    for step in range(len(data)):
+        wanted = [data.plan.pack(4 * step + i).tolist() for i in range(4)]
+        assert sorted(pack.tolist() for pack in data.packs_of_step(step)) == sorted(wanted)
+        assert sorted(b.sample_ids.tolist() for b in data[step]) == sorted(wanted)
+
+
 @SHARED
 @given(start=st.integers(0, 25), seed=st.integers(0, 3))
 def test_resume_at_any_step_equals_the_uninterrupted_stream(tmp_path, start, seed):

@@ -1,4 +1,4 @@
-"""Backend "hopper": a warp-specialised prefill kernel for NVIDIA GPUs of capability 9, from PyTorch's own Triton alone."""
+"""Backend "hopper": a warp-specialised prefill kernel for NVIDIA GPUs of capability 9; needs PyTorch's Triton alone."""
 
 import torch
 from torch import Tensor
@@ -28,18 +28,19 @@ def attend_hopper(
     """Hybrid attention in one launch.
 
     Args:
-        q: (B, H, T, D), k, v: (B, G, S, D) bfloat16 or float16, any strides that `explain_hopper` accepts. Packed: B = 1
-            and the sequences follow each other along T and S.
+        q: (B, H, T, D), k, v: (B, G, S, D) bfloat16 or float16, any strides that `explain_hopper` accepts.
+            Packed: B = 1 and the sequences follow each other along T and S, without gaps.
         modes: (sequences, G) int32 on the device, see `kernels.modes`; never read by the host.
         config: what STREAMING heads read.
         scale: factor of the scores, positive.
         spans: where the sequences lie; None = every element holds T queries that are the last of S keys.
         lists: what LISTS heads read, blocks of 128 tokens.
-        dense_rows: (sequences, 2) int32, positions [start, stop) whose queries read every key in TRIANGLE and LISTS heads.
+        dense_rows: (sequences, 2) int32, positions [start, stop) whose queries read every key in TRIANGLE and
+            LISTS heads.
 
     Returns:
         out, shape and dtype of q, memory order (B, T, H, D); lse float32 (B, H, T), natural logarithm.
-        Rows that belong to no sequence: 0 and -inf.
+        Padded rows: 0 and -inf.
 
     Raises:
         ValueError: `scale` is not positive.

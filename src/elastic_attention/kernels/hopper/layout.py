@@ -49,12 +49,10 @@ class Shape:
     has_lists: bool
     has_dense_rows: bool
     sorted_heads: int  # power of two that holds all KV heads of all sequences, if they are sorted by mode; else 0
-    partial: int = 1
-    late: int = 0
 
 
 @gluon.jit
-def allocate(q_desc, k_desc, v_desc, o_desc, SHAPE: gl.constexpr):  # type: ignore[no-untyped-def]
+def allocate(q_desc, k_desc, v_desc, o_desc, SHAPE: gl.constexpr):
     """Buffers and barriers. A barrier named x_full says that x has arrived, x_free that its readers are done."""
     KS: gl.constexpr = SHAPE.key_stages
     VS: gl.constexpr = SHAPE.value_stages
@@ -73,7 +71,7 @@ def allocate(q_desc, k_desc, v_desc, o_desc, SHAPE: gl.constexpr):  # type: igno
 
 
 @gluon.jit
-def allocate_barriers(COUNT: gl.constexpr, READERS: gl.constexpr):  # type: ignore[no-untyped-def]
+def allocate_barriers(COUNT: gl.constexpr, READERS: gl.constexpr):
     full = gl.allocate_shared_memory(gl.int64, [COUNT, 1], mbarrier.MBarrierLayout())
     free = gl.allocate_shared_memory(gl.int64, [COUNT, 1], mbarrier.MBarrierLayout())
     for i in gl.static_range(COUNT):
@@ -83,19 +81,19 @@ def allocate_barriers(COUNT: gl.constexpr, READERS: gl.constexpr):  # type: igno
 
 
 @gluon.jit
-def write_field(records, slot, field, value):  # type: ignore[no-untyped-def]
+def write_field(records, slot, field, value):
     LANES: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
     records.index(slot * FIELDS + field).store(gl.full([1], value, gl.int32, LANES))
 
 
 @gluon.jit
-def read_field(records, slot, field):  # type: ignore[no-untyped-def]
+def read_field(records, slot, field):
     LANES: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
     return gl.max(records.index(slot * FIELDS + field).load(LANES), 0)
 
 
 @gluon.jit
-def locate_list(head, tile, row, room):  # type: ignore[no-untyped-def]
+def locate_list(head, tile, row, room):
     """Offset of a tile's key blocks in `BlockLists.indices`: rows of a triangle, back to back."""
     first = tile - row
     return head.to(gl.int64) * room + tile * (tile + 1) // 2 - first * (first + 1) // 2

@@ -1,4 +1,4 @@
-"""One launch for every head of every sequence: a scheduler, a producer and two consumer warpgroups on each multiprocessor."""
+"""One launch for all heads and sequences: a scheduler, a producer and two consumer warpgroups a multiprocessor."""
 
 import torch
 import triton
@@ -19,30 +19,31 @@ from .scheduler import plan
 
 LOG2_E = 1.4426950408889634
 # 64K registers for 12 warps; the producer gives most of its share to the consumers.
-LAUNCH_REGISTERS, CONSUMER_REGISTERS, PRODUCER_REGISTERS = 168, 240, 24
+LAUNCH_REGISTERS, CONSUMER_REGISTERS, PRODUCER_REGISTERS = 168, 232, 40
 MAX_SORTED_HEADS = 256
 
 
 @gluon.jit
-def _consume_upper(descs, memory, barriers, tensors, spans, sizes, pattern, SHAPE: gl.constexpr):  # type: ignore[no-untyped-def]
+def _consume_upper(descs, memory, barriers, tensors, spans, sizes, pattern, SHAPE: gl.constexpr):
     consume(descs, memory, barriers, tensors, spans, sizes, pattern, SHAPE, 0)
 
 
 @gluon.jit
-def _consume_lower(descs, memory, barriers, tensors, spans, sizes, pattern, SHAPE: gl.constexpr):  # type: ignore[no-untyped-def]
+def _consume_lower(descs, memory, barriers, tensors, spans, sizes, pattern, SHAPE: gl.constexpr):
     consume(descs, memory, barriers, tensors, spans, sizes, pattern, SHAPE, 1)
 
 
 @gluon.jit(
     do_not_specialize=[
-        "num_queries", "num_keys", "num_q_heads", "num_kv_heads", "num_sequences", "num_tiles", "list_rows", "list_room",
-        "num_sink_tokens", "local_window", "block",
+        "num_queries", "num_keys", "num_q_heads", "num_kv_heads", "num_sequences", "num_tiles",
+        "list_rows", "list_room", "num_sink_tokens", "local_window", "block",
     ]
 )  # fmt: skip
-def hybrid_prefill(  # type: ignore[no-untyped-def]
+def hybrid_prefill(
     q_desc, k_desc, v_desc, o_desc, out, lse, modes, counter, list_counts, list_indices, dense_rows,
     query_starts, query_lengths, key_starts, key_lengths, num_queries, num_keys, num_q_heads, num_kv_heads,
-    num_sequences, num_tiles, list_rows, list_room, scale, num_sink_tokens, local_window, block, SHAPE: gl.constexpr, CONSUMER: gl.constexpr, PRODUCER: gl.constexpr,
+    num_sequences, num_tiles, list_rows, list_room, scale, num_sink_tokens, local_window, block,
+    SHAPE: gl.constexpr, CONSUMER: gl.constexpr, PRODUCER: gl.constexpr,
 ):  # fmt: skip
     """See `launch`."""
     memory, barriers = allocate(q_desc, k_desc, v_desc, o_desc, SHAPE)

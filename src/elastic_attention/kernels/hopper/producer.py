@@ -28,7 +28,7 @@ key_tile = gluon.jit(schedule.key_tile)
 
 
 @gluon.jit
-def produce(descs, memory, barriers, tensors, spans, sizes, pattern, SHAPE: gl.constexpr):  # type: ignore[no-untyped-def]
+def produce(descs, memory, barriers, tensors, spans, sizes, pattern, SHAPE: gl.constexpr):
     """Per item the queries, then a stream of key and value tiles through two rings."""
     q_desc, k_desc, v_desc, o_desc = descs
     q_s, k_s, v_s, o_s, records = memory

@@ -12,7 +12,7 @@ TILE = 128  # rows of a query tile and of a key tile
 EVERYTHING = 1 << 30  # a window that no sequence outgrows
 
 
-def split_item(item: int, tiles: int, group: int) -> tuple[int, int]:
+def split_item(item: int, tiles: int, group: int) -> tuple[int, int, int]:
     """Work item -> place of its KV head among the heads, place of its tile (longest first), query head of the group.
 
     The tiles of one KV head follow each other, so that all processors share its keys in the cache.
@@ -35,7 +35,7 @@ def place_tile(behind: int, shift: int, stop_row: int, size: int) -> tuple[int, 
     return tile, tile * size + shift
 
 
-def plan_keys(tile: int, sink: int, window: int, block: int, size: int) -> tuple[int, int]:
+def plan_keys(tile: int, sink: int, window: int, block: int, size: int) -> tuple[int, int, int, int]:
     """Key tiles of a query tile under the block rule.
 
     Args:
@@ -55,13 +55,15 @@ def plan_keys(tile: int, sink: int, window: int, block: int, size: int) -> tuple
     return tile + 1 - gap, max(tile + 1 - opened, 1), opening, gap
 
 
-def key_tile(step: int, tile: int, opening: int, gap: int) -> tuple[int, int]:
+def key_tile(step: int, tile: int, opening: int, gap: int) -> int:
     """The key tile that a query tile reads at a step."""
     before = tile - step
     return before - gap * (before < opening)
 
 
-def is_visible(query: int, key: int, sink: int, window: int, block: int, dense_start: int, dense_stop: int) -> tuple[int, int]:
+def is_visible(
+    query: int, key: int, sink: int, window: int, block: int, dense_start: int, dense_stop: int
+) -> tuple[int, int]:
     """The block rule between positions; queries in [dense_start, dense_stop) read everything. Causality is extra."""
     is_local = key >= (query // block + 1) * block - window
     is_dense = (query >= dense_start) & (query < dense_stop)

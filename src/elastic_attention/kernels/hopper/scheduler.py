@@ -42,13 +42,13 @@ plan_keys = gluon.jit(schedule.plan_keys)
 
 
 @gluon.jit
-def _add(a, b):  # type: ignore[no-untyped-def]
+def _add(a, b):
     return a + b
 
 
 @gluon.jit
-def _find_head(place, modes, count, SLOTS: gl.constexpr):  # type: ignore[no-untyped-def]
-    """The KV head at a place of the order: STREAMING heads, whose tiles are short and alike, come last and fill gaps."""
+def _find_head(place, modes, count, SLOTS: gl.constexpr):
+    """The KV head at a place of the order: STREAMING heads, whose tiles are short and alike, come last and fill up."""
     LANES: gl.constexpr = gl.BlockedLayout([SLOTS // 32], [32], [1], [0])
     heads = gl.arange(0, SLOTS, layout=LANES)
     mode = gl.load(modes + heads, mask=heads < count, other=STREAMING)
@@ -60,7 +60,7 @@ def _find_head(place, modes, count, SLOTS: gl.constexpr):  # type: ignore[no-unt
 
 
 @gluon.jit
-def plan(descs, memory, barriers, tensors, spans, sizes, pattern, SHAPE: gl.constexpr):  # type: ignore[no-untyped-def]
+def plan(descs, memory, barriers, tensors, spans, sizes, pattern, SHAPE: gl.constexpr):
     """Leaves a record per item, and one of no steps at the end."""
     q_s, k_s, v_s, o_s, records = memory
     item_full, item_free, q_full, q_free, k_full, k_free, v_full, v_free = barriers
@@ -117,7 +117,7 @@ def plan(descs, memory, barriers, tensors, spans, sizes, pattern, SHAPE: gl.cons
             sink = gl.where(is_named, 0, num_sink_tokens)
             window = gl.where(reads_all, EVERYTHING, gl.where(is_named, -EVERYTHING, local_window))
             steps, masked_from, opening, gap = plan_keys(
-                gl.maximum(tile, 0), num_sink_tokens, gl.where(is_mixed, EVERYTHING, window), block, ROWS
+                gl.maximum(tile, 0), num_sink_tokens, gl.where(is_mixed | is_named, EVERYTHING, window), block, ROWS
             )
             masked_from = gl.where(is_mixed, 1, masked_from)
             list_head = -1
@@ -150,7 +150,7 @@ def plan(descs, memory, barriers, tensors, spans, sizes, pattern, SHAPE: gl.cons
             if SHAPE.has_lists:
                 write_field(records, slot, LIST_HEAD, list_head)
                 write_field(records, slot, LIST_ROW, list_row)
-                write_field(records, slot, FOLLOWS_LIST, follows_list.to(gl.int32))
+                write_field(records, slot, FOLLOWS_LIST, gl.where(follows_list, 1, 0))
             if SHAPE.has_edges:
                 write_field(records, slot, MASKED_FROM, masked_from)
                 write_field(records, slot, SINK, sink)

@@ -20,7 +20,15 @@ from torch import Tensor
 from ...config import StreamingConfig
 from ..spans import Spans
 from .gradient_sweeps import sweep_keys, sweep_queries
-from .shapes import TileShape, choose_gradient_shapes, count_tiles, has_descriptors, name_spans, shape_grid
+from .shapes import (
+    TileShape,
+    choose_gradient_shapes,
+    count_tiles,
+    holds_whole_blocks,
+    name_spans,
+    shape_grid,
+    takes_descriptors,
+)
 from .tiles import LOG2_E, LOG_2_E, can_describe, describe, load_real_rows, locate_tile
 
 _WEIGH_ROWS = 64
@@ -63,9 +71,9 @@ def differentiate(
     Returns:
         dq, dk, dv in the shapes and dtypes of q, k, v; d_route (sequences, G) float32.
     """
-    shapes = choose_gradient_shapes(q.device, q.dtype, q.shape[-1])
+    shapes = choose_gradient_shapes(q, is_plain=holds_whole_blocks(config.block_size, spans))
     # With ragged spans tiles may end in memory of others, which only masked pointers leave alone.
-    use_descriptors = spans is None and has_descriptors(q.device)
+    use_descriptors = spans is None and takes_descriptors(q)
     return launch_gradients(grad, q, k, v, route, paths, config, scale, spans, shapes, use_descriptors)
 
 

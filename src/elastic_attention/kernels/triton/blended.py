@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from ...config import StreamingConfig
 from ..spans import Spans
 from .backward import Paths, differentiate
-from .shapes import TileShape, choose_shape, count_tiles, has_descriptors, name_spans, shape_grid
+from .shapes import TileShape, choose_shape, count_tiles, name_spans, shape_grid, takes_descriptors
 from .sweep import LOWEST, sweep
 from .tiles import (
     LN_2,
@@ -71,8 +71,8 @@ class _Blend(torch.autograd.Function):
         scale: float,
         spans: Spans | None,
     ) -> Tensor:
-        shape = choose_shape(q.device, q.dtype, q.shape[-1])
-        out, paths = launch_blend(q, k, v, route.float(), config, scale, spans, shape, has_descriptors(q.device))
+        shape = choose_shape(q, is_blended=True)
+        out, paths = launch_blend(q, k, v, route.float(), config, scale, spans, shape, takes_descriptors(q))
         ctx.save_for_backward(q, k, v, route, paths.sparse, paths.full, paths.sparse_lse, paths.full_lse)
         ctx.config, ctx.scale, ctx.spans = config, scale, spans
         return out
@@ -117,7 +117,8 @@ def launch_blend(
     sources: tuple[Any, ...] = (q, k, v, out, full)
     is_described = use_descriptors and can_describe(*sources)
     if is_described:
-        sources = tuple(describe(x, shape.keys if x is k or x is v else shape.queries) for x in sources)
+        rows = shape.queries, shape.keys, shape.keys, shape.queries, shape.queries
+        sources = tuple(describe(x, n) for x, n in zip(sources, rows, strict=True))
     num_tiles = count_tiles(num_queries, num_keys, spans, shape.queries)
     group_size = num_q_heads // num_kv_heads
     row_bytes = 2 * num_keys * head_dim * k.element_size()
@@ -193,13 +194,13 @@ def _blend(
     acc, total, highest = sweep(
         tl.zeros([QUERIES, WIDTH], tl.float32), tl.zeros([QUERIES], tl.float32), tl.full([QUERIES], LOWEST, tl.float32),
         q_tile, k_desc, v_desc, k_base, v_base, k_row, v_row, batch, kv_head, key_start, num_keys,
-        queries, queries < 0, scale, count, stop - 1, before, opens - before,
-        tl.minimum(SINK // KEYS, diagonal), tl.minimum(opened, diagonal), diagonal,
+        queries, False, scale, count, stop - 1, before, opens - before,
+        opened, diagonal,
         k, 0, False, SINK, LOCAL, BLOCK, "seen" if EDGES else "causal", D, KEYS, DESCRIPTORS, RAGGED, 0,
     )  # fmt: skip
     result = tl.where(is_real[:, None], acc / total[:, None], 0.0)
     # Through pointers: a barrier orders those before the reload below, the copy engine's writes it would not.
-    store_rows(sparse, sparse + out_start, 0, 0, row, out_row, is_kept, result, QUERIES, D, False)
+    store_rows(sparse, sparse + out_start, 0, 0, row, T, out_row, is_kept, result, QUERIES, D, False)
     tl.store(sparse_lse + lse_start + rows, (highest + tl.math.log2(total)) * LN_2, mask=is_real & is_kept)
 
     hidden = SINK // KEYS
@@ -207,12 +208,12 @@ def _blend(
     acc, total, highest = sweep(
         acc, total, highest,
         q_tile, k_desc, v_desc, k_base, v_base, k_row, v_row, batch, kv_head, key_start, num_keys,
-        queries, queries < 0, scale, count, hidden + count - 1, 0, hidden,
-        0, tl.cdiv(SINK, KEYS), opens,
+        queries, False, scale, count, hidden + count - 1, 0, hidden,
+        tl.cdiv(SINK, KEYS), opens,
         k, 0, False, SINK, LOCAL, BLOCK, "hidden" if EDGES else "none", D, KEYS, DESCRIPTORS, RAGGED, 0,
     )  # fmt: skip
     result = tl.where(is_real[:, None], acc / total[:, None], 0.0)
-    store_rows(full_desc, full + out_start, batch, head, row, out_row, is_kept, result, QUERIES, D, WHOLE)
+    store_rows(full_desc, full + out_start, batch, head, row, T, out_row, is_kept, result, QUERIES, D, WHOLE)
     tl.store(full_lse + lse_start + rows, (highest + tl.math.log2(total)) * LN_2, mask=is_real & is_kept)
 
     # The sparse path comes back from memory: keeping it would cost the sweep above a quarter of its registers.
@@ -220,4 +221,4 @@ def _blend(
     route = tl.load(routes + sequence * num_kv_heads + kv_head)
     other = load_real_rows(sparse + out_start, row, out_row, T, QUERIES, D).to(tl.float32)
     result = route * other + (1 - route) * result
-    store_rows(out_desc, out + out_start, batch, head, row, out_row, is_kept, result, QUERIES, D, WHOLE)
+    store_rows(out_desc, out + out_start, batch, head, row, T, out_row, is_kept, result, QUERIES, D, WHOLE)

@@ -41,8 +41,8 @@ def select_blocks(
     HAS_DENSE: tl.constexpr,
 ):
     """One query block of one head: reads SLOTS lines of `scores`, writes its count and its list."""
-    row = num_rows - 1 - tl.program_id(0)  # long rows first
-    line = tl.program_id(1)
+    line = tl.program_id(0)
+    row = num_rows - 1 - tl.program_id(1)  # long rows first
     if tl.load(modes + line // HEADS) != LISTS:
         return
     sequence = line // (num_kv_heads * HEADS)

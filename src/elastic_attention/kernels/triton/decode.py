@@ -10,6 +10,7 @@ Shape letters: B batch, H query heads, G KV heads, D head dim, P pages of the po
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import triton
@@ -30,31 +31,47 @@ class DecodeShape:
     """How the work is cut.
 
     Attributes:
-        tile: tokens that are read at once; at most a page.
+        tile: tokens that are read at once; divides a page.
         warps: warps of a program.
         stages: tiles in flight, the one in use included.
-        programs: programs of a multiprocessor; their registers and shared memory must fit.
+        programs: programs of a multiprocessor.
         chunk: partial results that are merged at once.
         row_cost: what beginning a row costs, in tiles.
+        has_engine: tiles are loaded by the copy engine.
     """
 
-    tile: int = 128
-    warps: int = 8
+    tile: int
+    warps: int = 4
     stages: int = 3
     programs: int = 1
-    chunk: int = 32
-    row_cost: int = 2
-    merge_stages: int = 1
+    chunk: int = 16
+    row_cost: int = 3
+    has_engine: bool = False
 
 
-def choose_decode_shape(dtype: torch.dtype, head_dim: int, group_size: int) -> DecodeShape:
-    """One program a multiprocessor, with about 128 KB of keys and values in flight; float32 runs on ordinary units."""
-    width, heads = triton.next_power_of_2(head_dim), triton.next_power_of_2(group_size)
-    if dtype.itemsize > 2:
-        tile, stages, most = min(64, max(16, 2048 // width)), 3, 8192
-    else:
-        tile, stages, most = min(128, 16384 // width), 3 if width >= 128 else 5, 16384
-    return DecodeShape(tile=tile, stages=stages, chunk=min(32, max(2, most // (width * heads))))
+@cache
+def choose_decode_shape(
+    device: torch.device, dtype: torch.dtype, head_dim: int, group_size: int, page_size: int
+) -> DecodeShape:
+    """Enough keys and values in flight to keep the memory busy, and no more registers than there are."""
+    width = triton.next_power_of_2(head_dim)
+    row_bytes, part = width * dtype.itemsize, width * triton.next_power_of_2(group_size)
+    if dtype.itemsize > 2:  # multiplied by the ordinary units, from registers
+        tile = min(64, page_size, max(16, 2048 // width))
+        return DecodeShape(tile=tile, warps=8, stages=_limit_stages(3), chunk=min(16, max(2, 8192 // part)))
+    if not has_descriptors(device):
+        tile, chunk = min(128, page_size, 16384 // row_bytes), min(16, max(2, 8192 // part))
+        return DecodeShape(tile=tile, stages=_limit_stages(3), programs=2, chunk=chunk)
+    tile, chunk = min(128, page_size, 32768 // row_bytes), min(32, max(2, 16384 // part))
+    if tile * row_bytes == 32768:
+        return DecodeShape(tile=tile, chunk=chunk, has_engine=True)
+    stages = max(3, min(5, 1 + 32768 // (tile * row_bytes)))
+    return DecodeShape(tile=tile, stages=stages, programs=2, chunk=chunk, has_engine=True)
+
+
+def _limit_stages(stages: int) -> int:
+    """AMD GPUs have 64 KB of shared memory."""
+    return 2 if torch.version.hip else stages
 
 
 class DecodeWorkspace:
@@ -79,13 +96,14 @@ class DecodeWorkspace:
         self.arrived = torch.zeros(rows, dtype=torch.int32, device=device)
 
     @classmethod
-    def for_queries(cls, q: Tensor, num_kv_heads: int, shape: DecodeShape | None = None) -> "DecodeWorkspace":
+    def for_queries(cls, q: Tensor, num_kv_heads: int, page_size: int = 128) -> "DecodeWorkspace":
         """The workspace of `decode_paged` for queries like q (B, H, 1, D)."""
-        shape = shape or choose_decode_shape(q.dtype, q.shape[3], q.shape[1] // num_kv_heads)
+        batch, num_q_heads, _, head_dim = q.shape
         programs = _INTERPRETED_PROGRAMS
         if q.device.type == "cuda":
+            shape = choose_decode_shape(q.device, q.dtype, head_dim, num_q_heads // num_kv_heads, page_size)
             programs = torch.cuda.get_device_properties(q.device).multi_processor_count * shape.programs
-        return cls(q.shape[0], q.shape[1], num_kv_heads, q.shape[3], q.device, programs)
+        return cls(batch, num_q_heads, num_kv_heads, head_dim, q.device, programs)
 
 
 def decode_paged(
@@ -116,10 +134,10 @@ def decode_paged(
     Returns:
         (B, H, 1, D) in the dtype of q; zeros for a sequence without tokens.
     """
-    shape = choose_decode_shape(q.dtype, q.shape[3], q.shape[1] // modes.shape[1])
-    has_engine = has_descriptors(q.device) and q.element_size() == 2
-    workspace = workspace or DecodeWorkspace.for_queries(q, modes.shape[1], shape)
-    return launch_decode(q, key_pages, value_pages, table, lengths, modes, config, scale, workspace, shape, has_engine)
+    num_kv_heads, page_size = modes.shape[1], key_pages.shape[1]
+    shape = choose_decode_shape(q.device, q.dtype, q.shape[3], q.shape[1] // num_kv_heads, page_size)
+    workspace = workspace or DecodeWorkspace.for_queries(q, num_kv_heads, page_size)
+    return launch_decode(q, key_pages, value_pages, table, lengths, modes, config, scale, workspace, shape)
 
 
 def launch_decode(
@@ -133,17 +151,16 @@ def launch_decode(
     scale: float,
     workspace: DecodeWorkspace,
     shape: DecodeShape,
-    has_engine: bool,
 ) -> Tensor:
-    """`decode_paged` with a given cut of the work; `has_engine`: tiles are loaded by the copy engine."""
+    """`decode_paged` with a given cut of the work."""
     batch, num_q_heads, _, head_dim = q.shape
     num_kv_heads, page_size = modes.shape[1], key_pages.shape[1]
-    tile, width = min(shape.tile, page_size), triton.next_power_of_2(head_dim)
+    width = triton.next_power_of_2(head_dim)
     out = torch.empty_like(q)
-    sources = [
-        TensorDescriptor(x, [x.shape[0] * page_size, head_dim], [head_dim, 1], [tile, width]) if has_engine else x
-        for x in (key_pages, value_pages)
-    ]
+    sources = [key_pages, value_pages]
+    if shape.has_engine:
+        sizes = [len(key_pages) * page_size, head_dim], [head_dim, 1], [shape.tile, width]
+        sources = [TensorDescriptor(x, *sizes) for x in sources]
     # So that `programs` of them fit a multiprocessor of an NVIDIA GPU; others have no such option.
     registers = 65536 // (shape.programs * shape.warps * 32) // 8 * 8
     limit = {} if torch.version.hip else {"maxnreg": min(registers, 255)}
@@ -151,10 +168,10 @@ def launch_decode(
         q, *sources, table, lengths, modes, out, workspace.parts, workspace.sums, workspace.arrived,
         batch * num_kv_heads, table.shape[1], scale * math.log2(math.e), *q.stride()[:2], *out.stride()[:2],
         G=num_kv_heads, GROUP=num_q_heads // num_kv_heads, HEADS=max(16, workspace.parts.shape[1]),
-        PART_HEADS=workspace.parts.shape[1], D=head_dim, WIDTH=width, PAGE=page_size, TILE=tile,
+        PART_HEADS=workspace.parts.shape[1], D=head_dim, WIDTH=width, PAGE=page_size, TILE=shape.tile,
         SINK=config.num_sink_tokens, WINDOW=config.local_window, BLOCK=config.block_size,
         ROWS=triton.next_power_of_2(batch * num_kv_heads), CHUNK=shape.chunk, ROW_COST=shape.row_cost,
-        STAGES=shape.stages, ENGINE=has_engine, MERGE_STAGES=shape.merge_stages, num_warps=shape.warps, **limit,
+        STAGES=shape.stages, ENGINE=shape.has_engine, num_warps=shape.warps, **limit,
     )  # fmt: skip
     return out
 
@@ -166,7 +183,7 @@ def _decode(
     G: tl.constexpr, GROUP: tl.constexpr, HEADS: tl.constexpr, PART_HEADS: tl.constexpr, D: tl.constexpr,
     WIDTH: tl.constexpr, PAGE: tl.constexpr, TILE: tl.constexpr, SINK: tl.constexpr, WINDOW: tl.constexpr,
     BLOCK: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, ROW_COST: tl.constexpr, STAGES: tl.constexpr,
-    ENGINE: tl.constexpr, MERGE_STAGES: tl.constexpr,
+    ENGINE: tl.constexpr,
 ):  # fmt: skip # type: ignore[no-untyped-def]
     # The list: a row takes ROW_COST places for its beginning and one for each tile.
     rows = tl.arange(0, ROWS)
@@ -217,7 +234,7 @@ def _decode(
                     if tl.atomic_add(arrived + row, 1, sem="acq_rel") == count - 1:
                         _merge_parts(
                             parts, sums, first_program + row, count, out_base, out_stride_h,
-                            GROUP, PART_HEADS, D, WIDTH, CHUNK, MERGE_STAGES,
+                            GROUP, PART_HEADS, D, WIDTH, CHUNK,
                         )  # fmt: skip
                         tl.store(arrived + row, 0)  # ready for the next launch
 
@@ -271,7 +288,6 @@ def _read_tiles(
 def _merge_parts(
     parts, sums, first, count, out_base, out_stride_h,
     GROUP: tl.constexpr, PART_HEADS: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr,
-    MERGE_STAGES: tl.constexpr,
 ):  # fmt: skip # type: ignore[no-untyped-def]
     """Merge `count` parts from place `first` on and write the row's output."""
     SIZE: tl.constexpr = PART_HEADS * WIDTH
@@ -279,7 +295,7 @@ def _merge_parts(
     highest = tl.full([PART_HEADS], LOWEST, tl.float32)
     total = tl.zeros([PART_HEADS], tl.float32)
     acc = tl.zeros([SIZE], tl.float32)
-    for start in tl.range(0, count, CHUNK, num_stages=MERGE_STAGES):
+    for start in range(0, count, CHUNK):
         place = start + tl.arange(0, CHUNK)
         is_there = (place < count)[:, None]
         place = (first + place)[:, None]
@@ -287,7 +303,7 @@ def _merge_parts(
         part = tl.load(parts + place * SIZE + columns[None, :], mask=is_there, other=0.0, cache_modifier=".cg")
         lse = tl.load(sums + place * PART_HEADS + heads[None, :], mask=is_there, other=LOWEST, cache_modifier=".cg")
         new_highest = tl.maximum(highest, tl.max(lse, 0))
-        weights = tl.where(is_there, tl.math.exp2(lse - new_highest[None, :]), 0.0)
+        weights = tl.math.exp2(lse - new_highest[None, :])
         shrink = tl.math.exp2(highest - new_highest)
         spread = tl.broadcast_to(weights[:, :, None], [CHUNK, PART_HEADS, WIDTH]).reshape(CHUNK, SIZE)
         kept = tl.broadcast_to(shrink[:, None], [PART_HEADS, WIDTH]).reshape(SIZE)

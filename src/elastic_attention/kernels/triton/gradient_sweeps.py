@@ -85,8 +85,8 @@ def sweep_queries(
     d_start = batch.to(tl.int64) * d_batch + kv_head.to(tl.int64) * d_head + key_start.to(tl.int64) * d_row
     is_kept = first_key + tl.arange(0, KEYS) < num_keys
     k_grad *= scale * LN_2
-    store_rows(dk_desc, dk + d_start, batch, kv_head, first_key, d_row, is_kept, k_grad, KEYS, D, DESCRIPTORS)
-    store_rows(dv_desc, dv + d_start, batch, kv_head, first_key, d_row, is_kept, v_grad, KEYS, D, DESCRIPTORS)
+    store_rows(dk_desc, dk + d_start, batch, kv_head, first_key, S, d_row, is_kept, k_grad, KEYS, D, DESCRIPTORS)
+    store_rows(dv_desc, dv + d_start, batch, kv_head, first_key, S, d_row, is_kept, v_grad, KEYS, D, DESCRIPTORS)
 
 
 @triton.jit(do_not_specialize=["T", "S", "num_kv_heads"])
@@ -160,4 +160,4 @@ def sweep_keys(
         q_grad = tl.dot((weights * excess).to(k_tile.dtype), k_tile, q_grad, input_precision="ieee")
     d_base = dq + start * d_batch + head.to(tl.int64) * d_head + query_start.to(tl.int64) * d_row
     q_grad *= scale * LN_2
-    store_rows(dq_desc, d_base, batch, head, row, d_row, is_real, q_grad, QUERIES, D, DESCRIPTORS)
+    store_rows(dq_desc, d_base, batch, head, row, T, d_row, is_real, q_grad, QUERIES, D, DESCRIPTORS)

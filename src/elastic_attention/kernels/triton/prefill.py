@@ -16,7 +16,15 @@ from .. import modes as mode_numbers
 from ..block_lists import BlockLists
 from ..spans import Spans
 from .backward import Paths, differentiate
-from .shapes import TileShape, choose_shape, count_tiles, has_descriptors, name_spans, shape_grid
+from .shapes import (
+    TileShape,
+    choose_shape,
+    count_tiles,
+    holds_whole_blocks,
+    name_spans,
+    shape_grid,
+    takes_descriptors,
+)
 from .sweep import LOWEST, sweep
 from .tiles import (
     LN_2,
@@ -72,8 +80,9 @@ def attend_triton(
                 "LISTS and TRIANGLE heads have no gradient; pass neither lists nor dense_rows, or no_grad()."
             )
         return _Attend.apply(q, k, v, modes, config, scale, spans)
-    shape = choose_shape(q.device, q.dtype, q.shape[-1])
-    return launch_prefill(q, k, v, modes, config, scale, spans, lists, dense_rows, shape, has_descriptors(q.device))
+    is_plain = holds_whole_blocks(config.block_size, spans) and lists is None and dense_rows is None
+    shape = choose_shape(q, is_plain=is_plain)
+    return launch_prefill(q, k, v, modes, config, scale, spans, lists, dense_rows, shape, takes_descriptors(q))
 
 
 class _Attend(torch.autograd.Function):
@@ -90,9 +99,8 @@ class _Attend(torch.autograd.Function):
         scale: float,
         spans: Spans | None,
     ) -> tuple[Tensor, Tensor]:
-        shape = choose_shape(q.device, q.dtype, q.shape[-1])
-        is_descriptor = has_descriptors(q.device)
-        out, lse = launch_prefill(q, k, v, modes, config, scale, spans, None, None, shape, is_descriptor)
+        shape = choose_shape(q, is_plain=holds_whole_blocks(config.block_size, spans))
+        out, lse = launch_prefill(q, k, v, modes, config, scale, spans, None, None, shape, takes_descriptors(q))
         ctx.save_for_backward(q, k, v, modes, out, lse)
         ctx.config, ctx.scale, ctx.spans = config, scale, spans
         ctx.mark_non_differentiable(lse)
@@ -214,18 +222,15 @@ def _prefill(
         q_base = q + batch.to(tl.int64) * q_batch + head.to(tl.int64) * q_head
         q_tile = load_real_rows(q_base, row, q_row, T, QUERIES, D)
     is_dense = mode == _FULL
-    reads_all = (queries >= 0) & is_dense
     stop = tl.cdiv(tl.minimum(first + QUERIES, num_keys), KEYS)
     diagonal = first // KEYS
-    opens, opened = find_window(first, QUERIES, KEYS, LOCAL, BLOCK)
-    free_before, free_from = tl.minimum(SINK // KEYS, diagonal), tl.minimum(opened, diagonal)
+    opens, free_from = find_window(first, QUERIES, KEYS, LOCAL, BLOCK)
     before = tl.minimum(tl.cdiv(SINK, KEYS), opens)
     jump = opens - before
     is_mixed = False
     if DENSE_ROWS:
         is_routed = mode >= _LISTS
         dense_first, dense_stop = tl.load(dense_rows + 2 * sequence), tl.load(dense_rows + 2 * sequence + 1)
-        reads_all |= (queries >= dense_first) & (queries < dense_stop) & is_routed
         begin, end = tl.maximum(first, first_real), tl.minimum(first + QUERIES, num_keys)
         is_dense |= is_routed & (dense_first <= begin) & (dense_stop >= end)
         is_mixed = is_routed & (dense_first < end) & (dense_stop > begin) & (is_dense ^ True)
@@ -240,11 +245,14 @@ def _prefill(
         list_count = tl.load(list_counts + list_line * list_rows + block - first_block)
         list_base += list_line * list_room + block * (block + 1) // 2 - first_block * (first_block + 1) // 2
         is_named = is_mixed ^ True
-        free_before, free_from = 0, tl.where(is_mixed, diagonal, 0)
+        free_from = tl.where(is_mixed, stop, 0)
         if is_named:  # the last block is the diagonal's, of which this tile may read a part
             count = (list_count - block - 1) * (LIST_BLOCK // KEYS) + stop
     if is_dense:
-        free_before = diagonal
+        free_from = 0
+    reads_all = free_from == 0  # no tile before the diagonal is masked: what lies there is read
+    if DENSE_ROWS:
+        reads_all |= ((queries >= dense_first) & (queries < dense_stop) & is_routed)[:, None]
     if (first + QUERIES <= first_real) | (first >= num_keys):
         count = 0
 
@@ -253,7 +261,7 @@ def _prefill(
     acc, total, highest = sweep(
         tl.zeros([QUERIES, WIDTH], tl.float32), tl.zeros([QUERIES], tl.float32), tl.full([QUERIES], LOWEST, tl.float32),
         q_tile, k_desc, v_desc, k_base, v_base, k_row, v_row, batch, kv_head, key_start, num_keys,
-        queries, reads_all, scale, count, stop - 1, before, jump, free_before, free_from, diagonal,
+        queries, reads_all, scale, count, stop - 1, before, jump, free_from, diagonal,
         list_base, list_count, is_named, SINK, LOCAL, BLOCK, "seen" if EDGES else "causal", D,
         KEYS, DESCRIPTORS, RAGGED, LIST_BLOCK,
     )  # fmt: skip
@@ -263,7 +271,7 @@ def _prefill(
     # Tiles of a packed sequence end in rows of others; elsewhere all rows of the tensor are this sequence's to write.
     WHOLE: tl.constexpr = DESCRIPTORS and not PACKED
     out_base = out + batch.to(tl.int64) * T * out_row + head * D
-    store_rows(out_desc, out_base, batch, head, row, out_row, is_kept, result, QUERIES, D, WHOLE)
+    store_rows(out_desc, out_base, batch, head, row, T, out_row, is_kept, result, QUERIES, D, WHOLE)
     log_sum = tl.where(is_real, (highest + tl.math.log2(total)) * LN_2, float("-inf"))
     lse_base = lse + (batch * num_kv_heads * GROUP + head).to(tl.int64) * T
     tl.store(lse_base + row + tl.arange(0, QUERIES), log_sum, mask=is_kept)
@@ -283,5 +291,5 @@ def _clear_gaps(
         row = tl.where(i * ROWS < ahead, i * ROWS, stop_row + (i - tl.cdiv(ahead, ROWS)) * ROWS)
         rows = row + tl.arange(0, ROWS)
         is_gap = rows < tl.where(i * ROWS < ahead, ahead, until)
-        store_rows(out_base, out_base, 0, 0, row, out_row, is_gap, nothing, ROWS, D, False)
+        store_rows(out_base, out_base, 0, 0, row, T, out_row, is_gap, nothing, ROWS, D, False)
         tl.store(lse_base + rows, tl.full([ROWS], float("-inf"), tl.float32), mask=is_gap)

@@ -1,12 +1,15 @@
 """How large tiles are on which GPU, and in which order programs start."""
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import triton
 from torch import Tensor
 
 from ..spans import Spans
+
+T = TypeVar("T")
 
 # Keys and values of the KV heads that run at the same time; level-2 caches hold 40 to 60 MB.
 _CACHE_BYTES = 32 << 20
@@ -22,13 +25,20 @@ class TileShape:
     stages: int
 
 
-# By the bytes of a (padded) row: what fits the shared memory and the registers of the chip without a spill.
-_HOPPER = {512: TileShape(128, 64, 8, 2), 0: TileShape(128, 64, 4, 2)}
+# By the bytes of a (padded) row: what fits the shared memory and the registers of the chip without a spill. The plain
+# kernel runs as two programs of 4 warps, one multiplies while the other takes exponentials; the others need registers.
+_HOPPER_PLAIN = {512: TileShape(128, 64, 8, 2), 256: TileShape(128, 64, 4, 2), 0: TileShape(128, 64, 8, 4)}
+_HOPPER = {512: TileShape(128, 64, 8, 2), 256: TileShape(128, 128, 8, 3), 0: TileShape(128, 64, 8, 4)}
+_HOPPER_BLENDED = {512: TileShape(64, 64, 8, 2), 256: TileShape(128, 128, 8, 2), 0: TileShape(128, 64, 8, 4)}
 _OTHER = {512: TileShape(64, 32, 4, 2), 0: TileShape(128, 64, 8, 2)}
-_FLOAT32 = {1024: TileShape(32, 16, 4, 1), 512: TileShape(32, 32, 4, 1), 0: TileShape(64, 32, 4, 1)}
-_HOPPER_GRADIENT = {
-    512: (TileShape(64, 64, 8, 2), TileShape(128, 32, 8, 2)),
+_FLOAT32 = {512: TileShape(32, 16, 4, 1), 0: TileShape(64, 32, 4, 1)}
+_HOPPER_GRADIENT_PLAIN = {
+    512: (TileShape(32, 64, 8, 2), TileShape(128, 32, 8, 2)),
     0: (TileShape(64, 128, 8, 2), TileShape(128, 64, 8, 2)),
+}
+_HOPPER_GRADIENT = {
+    512: (TileShape(32, 64, 8, 2), TileShape(128, 32, 8, 2)),
+    0: (TileShape(32, 128, 8, 2), TileShape(128, 64, 8, 2)),
 }
 _OTHER_GRADIENT = {
     512: (TileShape(32, 64, 8, 1), TileShape(64, 32, 8, 1)),
@@ -41,25 +51,49 @@ _FLOAT32_GRADIENT = {
 }
 
 
-def choose_shape(device: torch.device, dtype: torch.dtype, head_dim: int) -> TileShape:
-    """The forward tile for this GPU; float32 runs on the ordinary units and takes small tiles everywhere."""
-    table = _FLOAT32 if dtype.itemsize > 2 else _HOPPER if has_descriptors(device) else _OTHER
-    row_bytes = triton.next_power_of_2(head_dim) * dtype.itemsize
-    return next(shape for least, shape in table.items() if row_bytes >= least)
+def choose_shape(q: Tensor, *, is_plain: bool = False, is_blended: bool = False) -> TileShape:
+    """The forward tile for this GPU, dtype and head dim.
+
+    Args:
+        q: (..., D), the queries.
+        is_plain: full and streaming heads of whole sequences, nothing else; tiles hold whole blocks.
+        is_blended: both paths at once.
+    """
+    hopper = _HOPPER_BLENDED if is_blended else _HOPPER_PLAIN if is_plain else _HOPPER
+    return _look_up(q, hopper, _OTHER, _FLOAT32)
 
 
-def choose_gradient_shapes(device: torch.device, dtype: torch.dtype, head_dim: int) -> tuple[TileShape, TileShape]:
+def choose_gradient_shapes(q: Tensor, *, is_plain: bool = False) -> tuple[TileShape, TileShape]:
     """The backward tiles: of the sweep over queries for dK and dV, of the sweep over keys for dQ."""
-    table = (
-        _FLOAT32_GRADIENT if dtype.itemsize > 2 else _HOPPER_GRADIENT if has_descriptors(device) else _OTHER_GRADIENT
-    )
-    row_bytes = triton.next_power_of_2(head_dim) * dtype.itemsize
-    return next(shapes for least, shapes in table.items() if row_bytes >= least)
+    hopper = _HOPPER_GRADIENT_PLAIN if is_plain else _HOPPER_GRADIENT
+    return _look_up(q, hopper, _OTHER_GRADIENT, _FLOAT32_GRADIENT)
+
+
+def _look_up(q: Tensor, hopper: dict[int, T], other: dict[int, T], float32: dict[int, T]) -> T:
+    # Blackwell's small chips (capability 12) have the copy engine, but less than half the shared memory.
+    is_large = has_descriptors(q.device) and _find_capability(q.device) in (9, 10)
+    table = float32 if q.element_size() > 2 else hopper if is_large else other
+    row_bytes = triton.next_power_of_2(q.shape[-1]) * q.element_size()
+    return next(entry for least, entry in table.items() if row_bytes >= least)
+
+
+def takes_descriptors(q: Tensor) -> bool:
+    """Whether tiles of these queries go through the copy engine; float32 runs on the ordinary units, without it."""
+    return has_descriptors(q.device) and q.element_size() <= 2
+
+
+def holds_whole_blocks(block_size: int, spans: Spans | None) -> bool:
+    """Whether every tile holds whole blocks of whole sequences, so that it needs no mask but the causal one."""
+    return spans is None and block_size % 128 == 0
 
 
 def has_descriptors(device: torch.device) -> bool:
     """Whether the GPU has a copy engine for tiles (NVIDIA from capability 9 on)."""
-    return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device)[0] >= 9
+    return device.type == "cuda" and torch.version.hip is None and _find_capability(device) >= 9
+
+
+def _find_capability(device: torch.device) -> int:
+    return torch.cuda.get_device_capability(device)[0]
 
 
 def count_tiles(num_queries: int, num_keys: int, spans: Spans | None, rows: int) -> int:

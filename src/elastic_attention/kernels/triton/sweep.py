@@ -35,22 +35,22 @@ def hide(
     reads = keys <= rows
     if MASK != "causal":
         is_seen = (keys < SINK) | (keys // BLOCK > rows // BLOCK - LOCAL // BLOCK)
-        reads &= is_seen ^ True if MASK == "hidden" else is_seen & has_window | reads_all[:, None] | is_listed
+        reads &= is_seen ^ True if MASK == "hidden" else is_seen & has_window | reads_all | is_listed
     return tl.where(reads, scores, float("-inf"))
 
 
 @triton.jit
 def sweep(
     acc, total, highest, q_tile, k_desc, v_desc, k_base, v_base, k_stride, v_stride, batch, head, start, limit,
-    queries, reads_all, scale, count, last, before, jump, free_before, free_from, free_to, list_base, list_count,
+    queries, reads_all, scale, count, last, before, jump, free_from, free_to, list_base, list_count,
     is_named, SINK: tl.constexpr, LOCAL: tl.constexpr, BLOCK: tl.constexpr, MASK: tl.constexpr, D: tl.constexpr,
     KEYS: tl.constexpr, DESCRIPTORS: tl.constexpr, RAGGED: tl.constexpr, LIST_BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Fold `count` key tiles, `last` at the end, into the running softmax of a tile of queries.
 
-    The i-th is tile i while i < before, then tile i + jump; or, if `is_named`, the next one of the list. Tiles below
-    `free_before` or in [free_from, free_to) are read without a mask, the others under `hide`'s rule MASK. With rule
-    "causal" only those from `free_to` on are masked, with "none" no tile.
+    The i-th is tile i while i < before, then tile i + jump; or, if `is_named`, the next one of the list. Tiles in
+    [free_from, free_to) are read without a mask, the others under `hide`'s rule MASK. With rule "causal" only those
+    from `free_to` on are masked, with "none" no tile.
     """
     PARTS: tl.constexpr = LIST_BLOCK // KEYS if LIST_BLOCK else 1
     # Behind the last key lies memory of others, and 0 * nan = nan: values of that tile have to be cleared.
@@ -71,12 +71,13 @@ def sweep(
                 cursor += (is_listed & (tile % PARTS == PARTS - 1)).to(tl.int32)
             else:
                 cursor = (i + 1) // PARTS
-            entry = tl.load(list_base + cursor, mask=cursor < list_count, other=-1).to(tl.int32)
+            has_next = cursor < list_count if MASK == "seen" else is_named & (i + 1 < count)
+            entry = tl.load(list_base + cursor, mask=has_next, other=-1).to(tl.int32)
         k_tile = load_rows(k_desc, k_base, batch, head, start, tile * KEYS, k_stride, limit, KEYS, D, DESCRIPTORS)
         scores = tl.dot(q_tile, k_tile.T, input_precision="ieee")
         is_free = tile < free_to
         if MASK != "causal":
-            is_free = (tile < free_before) | is_free & (tile >= free_from)
+            is_free &= tile >= free_from
         if MASK != "none" and is_free ^ True:
             scores = hide(scores, queries, tile * KEYS, reads_all, is_listed, list_count == 0, SINK, LOCAL, BLOCK, MASK)
         v_tile = load_rows(v_desc, v_base, batch, head, start, tile * KEYS, v_stride, limit, KEYS, D, DESCRIPTORS)

@@ -66,17 +66,22 @@ def load_real_rows(base, row, stride, limit, ROWS: tl.constexpr, D: tl.constexpr
 
 @triton.jit
 def store_rows(
-    desc, base, batch, head, row, stride, is_kept, x, ROWS: tl.constexpr, D: tl.constexpr, DESCRIPTORS: tl.constexpr
-):
-    """Write tile x to rows [row, row + ROWS): all that lie in the tensor (DESCRIPTORS), or those that are kept.
+    desc, base, batch, head, row, num_rows, stride, is_kept, x,
+    ROWS: tl.constexpr, D: tl.constexpr, DESCRIPTORS: tl.constexpr,
+):  # fmt: skip
+    """Write the kept rows of tile x to rows [row, row + ROWS).
 
     Args:
-        desc: descriptor of the whole tensor, written at (batch, head, row).
+        desc: descriptor of the whole tensor, written at (batch, head, row); only with DESCRIPTORS, which promises that
+            all rows of the tensor are kept.
         base: pointer to row 0 of the element and head; its type is the type written.
+        num_rows: rows of the tensor.
     """
     WIDTH: tl.constexpr = triton.next_power_of_2(D)
     x = x.to(base.dtype.element_ty)
-    if DESCRIPTORS:
+    # The copy engine cuts off what lies behind the last row, but faults on a tile that does not begin in the tensor.
+    is_inside = (row >= 0) & (row < num_rows)
+    if DESCRIPTORS and is_inside:
         desc.store([batch, head, row, 0], x.reshape(1, 1, ROWS, WIDTH))
     else:
         columns = tl.arange(0, WIDTH)

@@ -19,8 +19,8 @@ from ..block_lists import BlockLists, count_entries, count_rows
 from ..modes import LISTS
 from ..spans import Spans
 from .block_selection import select_blocks
-from .strided_scores import score_strides
 from .shapes import has_descriptors, name_spans
+from .strided_scores import score_strides
 from .tiles import can_describe
 
 SCRATCH_BYTES = 1 << 26
@@ -150,7 +150,7 @@ def build_block_lists(
             num_stages=tile.stages,
         )
         block_width = max(32, triton.next_power_of_2(pitch))
-        select_blocks[(rows, sequences * num_q_heads)](
+        select_blocks[(sequences * num_q_heads, rows)](
             scores,
             modes,
             counts,

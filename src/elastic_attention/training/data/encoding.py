@@ -70,10 +70,11 @@ class Encoder:
             raise DataError(f"{where}: 'answer' {record.answer!r:.40} has no token; fill it in or remove the record.")
         if record.is_chat and not record.answer_prefix and self.tokenizer.eos_token_id is not None:
             answer.append(self.tokenizer.eos_token_id)
-        starts = np.maximum.accumulate(np.array([start for start, _ in coded["offset_mapping"]], dtype=np.int64))
+        # A token without characters, such as the begin-of-text token, belongs to no part unless others surround it.
+        starts = np.array([start if end > start else -1 for start, end in coded["offset_mapping"]], dtype=np.int64)
         inner = shift + len(record.context)
         edges = np.clip([first, inner, inner + len(joint), last], first, last)
-        a, b, c, d = (int(i) for i in np.searchsorted(starts, edges))
+        a, b, c, d = (int(i) for i in np.searchsorted(np.maximum.accumulate(starts), edges))
         tokens = np.array([*coded["input_ids"], *answer], dtype=np.uint32)
         return EncodedSample(
             tokens=tokens, context=(a, b), question=(c, d), response=(len(tokens) - len(answer), len(tokens))

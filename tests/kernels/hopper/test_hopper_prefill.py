@@ -5,13 +5,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
 from elastic_attention.config import StreamingConfig
 from elastic_attention.kernels.block_lists import count_rows, find_first_blocks, pack_mask
 from elastic_attention.kernels.hopper import attend_hopper, explain_hopper
 from elastic_attention.kernels.modes import FULL, LISTS, STREAMING, TRIANGLE
 from elastic_attention.kernels.spans import Spans
 from elastic_attention.patterns.streaming import StreamingPattern
-from torch import Tensor
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] != 9, reason="needs a Hopper GPU"
@@ -206,7 +207,11 @@ def choose_blocks(q: Tensor, k: Tensor, sequences: int, spans: Spans | None, den
 @pytest.mark.parametrize("has_dense_rows", [False, True])
 def test_lists(is_packed: bool, has_dense_rows: bool) -> None:
     spans, sequences = (pack(), 4) if is_packed else (None, 2)
-    q, k, v = draw(1 if is_packed else 2, 1200, 4), draw(1 if is_packed else 2, 1300, 2), draw(1 if is_packed else 2, 1300, 2)
+    q, k, v = (
+        draw(1 if is_packed else 2, 1200, 4),
+        draw(1 if is_packed else 2, 1300, 2),
+        draw(1 if is_packed else 2, 1300, 2),
+    )
     dense = numbers(0, 0, 350, 399, 0, 0, 640, 900).view(4, 2)[-sequences:].contiguous() if has_dense_rows else None
     modes = torch.tensor([[LISTS, s % 4] for s in range(sequences)], dtype=torch.int32, device="cuda")
     if not has_dense_rows:
@@ -233,7 +238,9 @@ def captured() -> Callable[[Callable[[], Any]], tuple[torch.cuda.CUDAGraph, Any]
     return capture
 
 
-def test_one_graph_serves_every_routing(captured: Callable[[Callable[[], Any]], tuple[torch.cuda.CUDAGraph, Any]]) -> None:
+def test_one_graph_serves_every_routing(
+    captured: Callable[[Callable[[], Any]], tuple[torch.cuda.CUDAGraph, Any]],
+) -> None:
     q, k, v = draw(1, 1000, 4), draw(1, 1000, 2), draw(1, 1000, 2)
     modes = alternate(1, 2)
     graph, (out, _) = captured(lambda: attend_hopper(q, k, v, modes, NARROW, 128**-0.5))

@@ -88,7 +88,9 @@ def make_plan(
         )
     sparse = _CODES[type(pattern)]
     full = FULL if full_pattern == "full" else LISTS
-    modes = torch.where(head_is_sparse.to(q.device), sparse, full).int()
+    routes = head_is_sparse.to(q.device)
+    is_numbered = (full, sparse) == (FULL, STREAMING) == (0, 1)  # one small launch instead of four
+    modes = routes.int() if is_numbered else torch.where(routes, sparse, full).int()
     dense_rows = None
     if isinstance(pattern, TriangleConfig):
         ends = prompt_lengths if prompt_lengths is not None else _key_lengths(q, k, spans)

@@ -105,9 +105,11 @@ def elastic_attention(
     is_new = layer.columns == 0
     layer.append(key, value, tokens.real, tokens.counts)
     layer.store.assign(step.now)
-    view = layer.store.dense_view() if is_dense and (is_new or tokens.num_columns == 1) else None
-    if view is not None:
-        out = attend_densely(*((key, value) if is_new else view)).transpose(1, 2)
+    view = layer.store.dense_view() if is_dense and not is_new and tokens.num_columns == 1 else None
+    if is_dense and is_new:
+        out = attend_densely(key, value).transpose(1, 2)
+    elif view is not None:
+        out = attend_densely(*view).transpose(1, 2)
     elif tokens.num_columns == 1 and has_generated and not layer.record_past:
         layer.store.evict()  # the new token reads exactly what is kept after it
         out = decode_attention(query, layer.store, scale=scaling)

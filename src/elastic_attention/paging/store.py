@@ -112,17 +112,15 @@ class PagedCache:
         return [n * pool.page_bytes + staged for n in pages]
 
     def dense_view(self) -> tuple[Tensor, Tensor] | None:
-        """(B, G, S, D) keys and values if every row keeps everything and all lengths agree, else None.
+        """(B, G, S, D) keys and values of a first append without padding while it is staged, else None.
 
-        The tensors of a first append while they are staged, otherwise a copy. Waits until the host knows the routes.
+        Pages are no dense tensors; `attend_token` reads them where they are. Waits until the host knows the routes.
         """
-        if self.pool is None or any(self._wanted_rings()) or min(self.lengths) != max(self.lengths):
+        if self.pool is None or any(self._wanted_rings()) or len(self._staged) != 1:
             return None
-        if len(self._staged) == 1 and self._staged[0].real is None and self._staged[0].counts[0] == self.lengths[0]:
-            return self._staged[0].keys, self._staged[0].values
-        rows = self.gather()
-        shape = (len(self.lengths), self.num_kv_heads, self.lengths[0], rows.keys.shape[1])
-        return rows.keys.view(shape), rows.values.view(shape)
+        staged = self._staged[0]
+        is_whole = staged.real is None and list(staged.counts) == self.lengths
+        return (staged.keys, staged.values) if is_whole else None
 
     def gather(self) -> PackedRows:
         """A packed copy of every row, oldest token first, staged tokens included.

@@ -36,7 +36,9 @@ def walk_keys(num_keys: int, sink: int, window: int, block: int) -> Tensor:
             keys = positions[None, source * TILE : (source + 1) * TILE]
             seen = torch.ones(TILE, TILE, dtype=torch.bool)
             if step == 0 or step >= masked_from:
-                seen = (keys <= queries) & schedule.is_visible(queries, keys, sink, window, block, 0, 0)
+                seen = (keys <= queries) & schedule.is_visible(
+                    keys, sink, schedule.find_opening(queries, window, block, 0, 0)
+                )
             count[tile * TILE : (tile + 1) * TILE, source * TILE : (source + 1) * TILE] += seen
     return count[:num_keys, :num_keys]
 
@@ -61,7 +63,7 @@ def test_whole_blocks_need_no_mask_besides_the_diagonal(block: int, sink: int, w
         queries = torch.arange(tile * TILE, (tile + 1) * TILE)[:, None]
         for step in range(1, steps):
             keys = schedule.key_tile(step, tile, opening, gap) * TILE + torch.arange(TILE)[None]
-            assert schedule.is_visible(queries, keys, sink, window, block, 0, 0).all()
+            assert schedule.is_visible(keys, sink, schedule.find_opening(queries, window, block, 0, 0)).all()
 
 
 def test_streaming_reads_no_tile_between_sink_and_window() -> None:
@@ -71,7 +73,8 @@ def test_streaming_reads_no_tile_between_sink_and_window() -> None:
 
 
 def test_dense_rows_read_everything() -> None:
-    seen = schedule.is_visible(torch.arange(900)[:, None], torch.arange(900)[None], 128, 128, 128, 850, 870)
+    openings = schedule.find_opening(torch.arange(900)[:, None], 128, 128, 850, 870)
+    seen = schedule.is_visible(torch.arange(900)[None], 128, openings)
     assert seen[850:870].all()
     assert not seen[849].all() and not seen[870].all()
 

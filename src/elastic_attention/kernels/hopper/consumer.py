@@ -60,7 +60,7 @@ def consume(descs, memory, barriers, tensors, spans, sizes, pattern, SHAPE: gl.c
             plain_steps = gl.minimum(read_field(records, slot, MASKED_FROM), steps)
         for _ in range(1, plain_steps):
             acc, total, highest, p, used = advance(
-                acc, total, highest, p, used, memory, barriers, slot, block, 0, False, scale, WHO, SHAPE, False
+                acc, total, highest, p, used, memory, barriers, slot, block, 0, 0, scale, WHO, SHAPE, False
             )
         if SHAPE.has_edges:
             left = 0  # names on the list that have not come up yet; the diagonal did
@@ -69,15 +69,15 @@ def consume(descs, memory, barriers, tensors, spans, sizes, pattern, SHAPE: gl.c
                 place = list_head * list_rows + read_field(records, slot, LIST_ROW)
                 left = gl.load(list_counts + place, mask=list_head >= 0, other=1) - 1
             for step in range(plain_steps, steps):
-                is_listed = False
+                is_listed = 0
                 if SHAPE.has_lists and SHAPE.has_dense_rows:
                     # Found anew at each step, because such tiles are rare and registers are too.
                     tile = read_field(records, slot, TILE)
                     list_head = read_field(records, slot, LIST_HEAD)
                     offset = locate_list(list_head, tile, read_field(records, slot, LIST_ROW), list_room)
                     entry = gl.load(list_indices + offset + (left - 1), mask=left > 0, other=-1).to(gl.int32)
-                    is_listed = entry == tile - step
-                    left -= is_listed.to(gl.int32)
+                    is_listed = gl.where(entry == tile - step, 1, 0)
+                    left -= is_listed
                 acc, total, highest, p, used = advance(
                     acc,
                     total,

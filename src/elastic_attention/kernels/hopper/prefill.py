@@ -85,6 +85,7 @@ def launch(
     lse = q.new_empty(batch, num_q_heads, num_queries, dtype=torch.float32)
     if not out.numel():
         return out, lse
+    modes = modes.contiguous()
     num_sequences = len(modes)
     num_tiles = count_tiles(num_queries, num_keys, spans)
     num_items = num_sequences * num_q_heads * num_tiles

@@ -61,10 +61,12 @@ def key_tile(step: int, tile: int, opening: int, gap: int) -> int:
     return before - gap * (before < opening)
 
 
-def is_visible(
-    query: int, key: int, sink: int, window: int, block: int, dense_start: int, dense_stop: int
-) -> tuple[int, int]:
-    """The block rule between positions; queries in [dense_start, dense_stop) read everything. Causality is extra."""
-    is_local = key >= (query // block + 1) * block - window
+def find_opening(query: int, window: int, block: int, dense_start: int, dense_stop: int) -> int:
+    """The first key of a query's local window; queries in [dense_start, dense_stop) read everything."""
     is_dense = (query >= dense_start) & (query < dense_stop)
-    return (key < sink) | is_local | is_dense
+    return ((query // block + 1) * block - window) * (is_dense == 0)
+
+
+def is_visible(key: int, sink: int, opening: int) -> bool:
+    """The block rule between a key and a query whose window starts at `opening`. Causality is extra."""
+    return (key < sink) | (key >= opening)

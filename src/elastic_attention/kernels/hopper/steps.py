@@ -29,6 +29,7 @@ from .layout import (
 )
 
 key_tile = gluon.jit(schedule.key_tile)
+find_opening = gluon.jit(schedule.find_opening)
 is_visible = gluon.jit(schedule.is_visible)
 
 FIRST_TURN = gl.constexpr(8)  # hardware barriers; Triton itself counts up from 0
@@ -72,9 +73,9 @@ def soften(scores, highest, scale):
 def has_list(records, slot, SHAPE: gl.constexpr):
     """Whether the item is ruled by a list, which always names the diagonal."""
     if SHAPE.has_edges and SHAPE.has_lists:
-        return read_field(records, slot, LIST_HEAD) >= 0
+        return gl.where(read_field(records, slot, LIST_HEAD) >= 0, 1, 0)
     else:
-        return False
+        return 0
 
 
 @gluon.jit
@@ -91,16 +92,9 @@ def hide(scores, slot, records, block, step, is_listed, WHO: gl.constexpr, SHAPE
     keys = source * ROWS + columns
     dense_start = read_field(records, slot, DENSE_START)
     dense_stop = read_field(records, slot, DENSE_STOP)
-    seen = is_visible(
-        queries,
-        keys,
-        read_field(records, slot, SINK),
-        read_field(records, slot, WINDOW),
-        block,
-        dense_start,
-        dense_stop,
-    )
-    return gl.where((keys <= queries) & (seen | is_listed), scores, NONE)
+    opening = find_opening(queries, read_field(records, slot, WINDOW), block, dense_start, dense_stop) * (1 - is_listed)
+    seen = is_visible(keys, read_field(records, slot, SINK), opening)
+    return gl.where((keys <= queries) & seen, scores, NONE)
 
 
 @gluon.jit

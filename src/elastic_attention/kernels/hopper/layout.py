@@ -72,6 +72,7 @@ def allocate(q_desc, k_desc, v_desc, o_desc, SHAPE: gl.constexpr):
 
 @gluon.jit
 def allocate_barriers(COUNT: gl.constexpr, READERS: gl.constexpr):
+    """COUNT barriers that READERS arrivals complete."""
     full = gl.allocate_shared_memory(gl.int64, [COUNT, 1], mbarrier.MBarrierLayout())
     free = gl.allocate_shared_memory(gl.int64, [COUNT, 1], mbarrier.MBarrierLayout())
     for i in gl.static_range(COUNT):
@@ -82,12 +83,14 @@ def allocate_barriers(COUNT: gl.constexpr, READERS: gl.constexpr):
 
 @gluon.jit
 def write_field(records, slot, field, value):
+    """Put a number into a field of a work record in shared memory."""
     LANES: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
     records.index(slot * FIELDS + field).store(gl.full([1], value, gl.int32, LANES))
 
 
 @gluon.jit
 def read_field(records, slot, field):
+    """A field of a work record, the same in every thread."""
     LANES: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
     return gl.max(records.index(slot * FIELDS + field).load(LANES), 0)
 

@@ -39,11 +39,13 @@ NONE = gl.constexpr(float("-inf"))
 
 @gluon.jit
 def wait_both(name):
+    """Wait until both consumers are at the named barrier."""
     gl.inline_asm_elementwise("bar.sync $1, 256; mov.u32 $0, 0;", "=r,r", [name], dtype=gl.int32, is_pure=False, pack=1)
 
 
 @gluon.jit
 def arrive_both(name):
+    """Arrive at the named barrier without waiting."""
     gl.inline_asm_elementwise(
         "bar.arrive $1, 256; mov.u32 $0, 0;", "=r,r", [name], dtype=gl.int32, is_pure=False, pack=1
     )

@@ -102,6 +102,27 @@ def main() -> None:
     few_batches = draw_suite(few, tokenizer, options.workers) if batches else []
     results: list[tuple[Method, list[SampleScore]]] = []
 
+    def save(is_complete: bool) -> None:
+        """The record of what is scored so far, so that a run that is killed leaves one."""
+        metrics = summarize_methods(results) | {"is_complete": is_complete}
+        record = build_record(
+            "benchmarks/smollm2_quality.py",
+            config={
+                "suite": dataclasses.asdict(suite),
+                "steps": recipe.steps,
+                "frontier_steps": options.frontier_steps,
+            },
+            model=recipe.model,
+            data={"kinds": list(suite.kinds), "split": suite.split},
+            device=torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+            seed=suite.seed,
+            n=suite.samples * len(suite.kinds),
+            metrics=metrics,
+            seconds=time.monotonic() - began,
+            bytes=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
+        )
+        write_record(options.record, record)
+
     def score(method: Method, on: list[AnswerBatch]) -> bool:
         if left() <= 0 or not on:
             return False
@@ -111,6 +132,7 @@ def main() -> None:
         handle.detach()
         results.append((method, scores))
         show(method, scores)
+        save(False)
         return True
 
     def score_cached(method: Method) -> bool:
@@ -156,22 +178,8 @@ def main() -> None:
     is_complete = is_complete and compare()
     if not is_complete:
         print("Stopped in time; run the same command again to go on.", flush=True)
-    if not results:
-        return
-    metrics = summarize_methods(results) | {"is_complete": is_complete}
-    record = build_record(
-        "benchmarks/smollm2_quality.py",
-        config={"suite": dataclasses.asdict(suite), "steps": recipe.steps, "frontier_steps": options.frontier_steps},
-        model=recipe.model,
-        data={"kinds": list(suite.kinds), "split": suite.split},
-        device=torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        seed=suite.seed,
-        n=suite.samples * len(suite.kinds),
-        metrics=metrics,
-        seconds=time.monotonic() - began,
-        bytes=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
-    )
-    write_record(options.record, record)
+    if results:
+        save(is_complete)
 
 
 if __name__ == "__main__":

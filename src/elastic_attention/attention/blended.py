@@ -10,9 +10,9 @@ from ..config import SparsePattern, StreamingConfig, XAttentionConfig
 from ..kernels.backends import is_fused
 from ..kernels.gather import blend_gather
 from ..kernels.reference import blend_reference
-from ..kernels.spans import Spans
+from ..kernels.spans import Spans, list_spans
 from ..patterns import build_pattern
-from .layout import list_spans, pad_spans, validate
+from .layout import pad_spans, validate
 from .plan import attend_planned, choose_for, make_plan
 
 
@@ -57,7 +57,7 @@ def blended_attention(
     if spans is None:
         return _blend(q, k, v, route, pattern, factor, chosen)
     out = torch.zeros_like(q)
-    for row, b, queries, keys in list_spans(spans):
+    for row, b, queries, keys in list_spans(spans, q, k):
         part = q[b : b + 1, :, queries], k[b : b + 1, :, keys], v[b : b + 1, :, keys]
         out[b, :, queries] = _blend(*part, route[row : row + 1], pattern, factor, chosen)[0]
     return out

@@ -3,8 +3,6 @@
 Shape letters: B batch, T queries, S keys, H query heads, G KV heads, D head dim, N tokens of a packed batch.
 """
 
-from collections.abc import Iterator
-
 from torch import Tensor
 
 from ..kernels.spans import Spans
@@ -78,12 +76,3 @@ def _check_boundaries(ends_q: list[int], ends_k: list[int], num_queries: int, nu
             f"cu_seqlens must rise from 0 to {num_queries} queries and {num_keys} keys with no segment of more "
             f"queries than keys, got {ends_q} and {ends_k}."
         )
-
-
-def list_spans(spans: Spans) -> Iterator[tuple[int, int, slice, slice]]:
-    """Sequence, element of the batch, rows of its queries and of its keys, for backends driven by the host."""
-    columns = (spans.query_start, spans.query_length, spans.key_start, spans.key_length)
-    for row, (first, taken, start, length) in enumerate(zip(*(x.tolist() for x in columns), strict=True)):
-        if taken:
-            element = 0 if spans.is_packed else row
-            yield row, element, slice(first, first + taken), slice(start, start + length)

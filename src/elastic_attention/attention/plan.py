@@ -15,10 +15,9 @@ from ..kernels.gather import attend_gather
 from ..kernels.masked import attend_masked
 from ..kernels.modes import FULL, LISTS, STREAMING, TRIANGLE
 from ..kernels.reference import attend_modes
-from ..kernels.spans import Spans
+from ..kernels.spans import Spans, list_spans
 from ..kernels.xattention import choose_blocks, score_blocks, select_blocks
 from ..patterns import TrianglePattern, XAttentionPattern, build_pattern
-from .layout import list_spans
 
 _CODES = {StreamingConfig: STREAMING, XAttentionConfig: LISTS, TriangleConfig: TRIANGLE}
 
@@ -139,7 +138,7 @@ def _attend_pieces(
     if spans is None:
         return attend_gather(q, k, v, plan.head_is_sparse, plan.config, scale)
     out, lse = torch.zeros_like(q), q.new_full(q.shape[:-1], float("-inf"), dtype=torch.float32)
-    for row, b, queries, keys in list_spans(spans):
+    for row, b, queries, keys in list_spans(spans, q, k):
         part = q[b : b + 1, :, queries], k[b : b + 1, :, keys], v[b : b + 1, :, keys]
         part_out, part_lse = attend_gather(*part, plan.head_is_sparse[row : row + 1], plan.config, scale)
         out[b, :, queries], lse[b, :, queries] = part_out[0], part_lse[0]
@@ -161,7 +160,7 @@ def _list_blocks(
         return choose_blocks(q, k, config, scale, dense_rows=dense_rows)
     rows, blocks = count_rows(q.shape[2], k.shape[2], config.block_size, spans)
     mask = torch.zeros(len(modes), q.shape[1], rows, blocks, dtype=torch.bool, device=q.device)
-    for row, b, queries, keys in list_spans(spans):
+    for row, b, queries, keys in list_spans(spans, q, k):
         dense = None if dense_rows is None else dense_rows[row : row + 1]
         mass = score_blocks(q[b : b + 1, :, queries], k[b : b + 1, :, keys], config, scale, dense_rows=dense)
         chosen = select_blocks(*mass, config)[0]

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ..config import StreamingConfig
-from .block_lists import BlockLists, find_first_blocks
-from .reference import read_lists, show_keys
-from .spans import Spans
+from .block_lists import BlockLists
+from .reference import read_lists, show_keys, unpack_lists
+from .spans import Spans, list_spans
 
 _STRETCH = 512  # queries whose scores are in memory at once
 
@@ -30,26 +30,16 @@ def attend_masked(
 ) -> tuple[Tensor, Tensor]:
     """Arguments and results as in `kernels.reference.attend_modes`; scores in float32 at least."""
     out, lse = torch.zeros_like(q), q.new_full(q.shape[:-1], float("-inf"), dtype=torch.float32)
-    num_queries, num_keys = q.shape[2], k.shape[2]
-    listed = firsts = None
-    if lists is not None:
-        firsts = find_first_blocks(len(modes), num_queries, num_keys, lists.block_size, spans).to(q.device)
-        listed = lists.to_mask(firsts, -(-num_keys // lists.block_size))
-    for row in range(len(modes)):
-        element, queries, keys = row, slice(0, num_queries), slice(0, num_keys)
-        if spans is not None:
-            parts = (spans.query_start, spans.query_length, spans.key_start, spans.key_length)
-            start, length, key_start, key_length = (int(part[row]) for part in parts)
-            element = 0 if spans.is_packed else row
-            queries, keys = slice(start, start + length), slice(key_start, key_start + key_length)
+    listed = unpack_lists(lists, len(modes), q, k, spans)
+    for row, element, queries, keys in list_spans(spans, q, k):
         x, y, z = q[element, :, queries], k[element, :, keys], v[element, :, keys]
         offset = y.shape[1] - x.shape[1]
         for begin in range(0, x.shape[1], _STRETCH):
             end = min(begin + _STRETCH, x.shape[1])
             some, seen = x[:, begin:end], slice(0, offset + end)
             blocks = None
-            if lists is not None and listed is not None and firsts is not None:
-                skipped = (offset + begin) // lists.block_size - int(firsts[row])
+            if lists is not None and listed is not None:
+                skipped = (offset + begin) // lists.block_size - offset // lists.block_size
                 blocks = read_lists(listed[row][:, skipped:], lists.block_size, some, y[:, seen])
             dense = None if dense_rows is None else dense_rows[row]
             visible = show_keys(some, y[:, seen], modes[row], config, blocks, dense)

@@ -10,7 +10,7 @@ from ..config import StreamingConfig
 from ..types import Pattern
 from .block_lists import BlockLists, find_first_blocks
 from .modes import FULL, LISTS, STREAMING, TRIANGLE
-from .spans import Spans
+from .spans import Spans, list_spans
 
 
 def attend_reference(
@@ -71,21 +71,8 @@ def attend_modes(
         out (B, H, T, D) in q's dtype, zero in rows outside of the spans; lse (B, H, T) float32, -inf there.
     """
     out, lse = torch.zeros_like(q), q.new_full(q.shape[:-1], float("-inf"), dtype=torch.float32)
-    num_queries, num_keys = q.shape[2], k.shape[2]
-    listed = None
-    if lists is not None:
-        first = find_first_blocks(len(modes), num_queries, num_keys, lists.block_size, spans).to(q.device)
-        listed = lists.to_mask(first, -(-num_keys // lists.block_size))
-    for row in range(len(modes)):
-        if spans is None:
-            element, queries, keys = row, slice(0, num_queries), slice(0, num_keys)
-        else:
-            parts = (spans.query_start, spans.query_length, spans.key_start, spans.key_length)
-            start, length, key_start, key_length = (int(part[row]) for part in parts)
-            element = 0 if spans.is_packed else row
-            queries, keys = slice(start, start + length), slice(key_start, key_start + key_length)
-        if queries.start == queries.stop:
-            continue
+    listed = unpack_lists(lists, len(modes), q, k, spans)
+    for row, element, queries, keys in list_spans(spans, q, k):
         x, y, z = q[element, :, queries], k[element, :, keys], v[element, :, keys]
         blocks = None if lists is None or listed is None else read_lists(listed[row], lists.block_size, x, y)
         dense = None if dense_rows is None else dense_rows[row]
@@ -93,6 +80,14 @@ def attend_modes(
         one_out, one_lse = _attend_masked(x[None], y[None], z[None], visible[None], scale)
         out[element, :, queries], lse[element, :, queries] = one_out[0], one_lse[0]
     return out, lse
+
+
+def unpack_lists(lists: BlockLists | None, sequences: int, q: Tensor, k: Tensor, spans: Spans | None) -> Tensor | None:
+    """The lists of all sequences as (sequences, H, M, N) bool of blocks; None without lists."""
+    if lists is None:
+        return None
+    first = find_first_blocks(sequences, q.shape[2], k.shape[2], lists.block_size, spans).to(q.device)
+    return lists.to_mask(first, -(-k.shape[2] // lists.block_size))
 
 
 def read_lists(listed: Tensor, block: int, q: Tensor, k: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Where the sequences of a batch lie in padded or packed tensors, as numbers on the device."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -24,3 +25,24 @@ class Spans:
     key_length: Tensor
     is_packed: bool
     max_query_length: int
+
+
+def list_spans(spans: Spans | None, q: Tensor, k: Tensor) -> Iterator[tuple[int, int, slice, slice]]:
+    """The sequences that have queries, for code that the host drives.
+
+    Args:
+        spans: None = every element holds its last T of S positions.
+        q, k: (B, H, T, D) and (B, G, S, D).
+
+    Yields:
+        Number of the sequence, element of the batch, rows of its queries and rows of its keys.
+    """
+    if spans is None:
+        if q.shape[2]:
+            yield from ((row, row, slice(0, q.shape[2]), slice(0, k.shape[2])) for row in range(len(q)))
+        return
+    columns = (spans.query_start, spans.query_length, spans.key_start, spans.key_length)
+    for row, (first, taken, start, length) in enumerate(zip(*(x.tolist() for x in columns), strict=True)):
+        if taken:
+            element = 0 if spans.is_packed else row
+            yield row, element, slice(first, first + taken), slice(start, start + length)

@@ -123,5 +123,5 @@ def stage(values: Tensor | Sequence[int], device: torch.device) -> Tensor:
     """Small host data on `device`, copied without making the host wait for the device."""
     tensor = values if isinstance(values, Tensor) else torch.tensor(values)
     if device.type == "cuda" and tensor.device.type == "cpu":
-        return tensor.pin_memory().to(device, non_blocking=True)
+        return tensor.contiguous().pin_memory().to(device, non_blocking=True)  # an expanded tensor has no memory to pin
     return tensor.to(device)

@@ -60,8 +60,7 @@ def choose_backend(
         if lack := explain_backend(backend, device, dtype, head_dim, block_size, needs_gradient):
             raise BackendUnavailable(f"backend={backend!r} cannot run here: {lack}. Use 'auto' or 'cpu'.")
         return backend
-    # Gradients of the GPU kernels have to be asked for by name as well, for the same reason.
-    candidates = ["cpu"] if device.type == "cpu" or needs_gradient else list(_AUTO)
+    candidates = ["cpu"] if device.type == "cpu" else list(_AUTO)
     for name in candidates:
         if explain_backend(name, device, dtype, head_dim, block_size, needs_gradient) is None:
             return _log_choice(name, _AUTO[name])

@@ -72,7 +72,10 @@ def select_blocks(
     is_forced = (blocks == 0) | (blocks == last)
     is_other = is_causal & (is_forced == 0)
     worth = tl.where(is_causal, 1.0, 0.0) if BY_COUNT else mass
-    need = share * tl.sum(worth, 0) - tl.sum(tl.where(is_forced, worth, 0.0), 0)
+    # A share that gives a whole number of blocks must not become one more by rounding: a GPU does not round the product
+    # before it subtracts.
+    wanted = share * (1.0 - 2.0**-20) if BY_COUNT else share
+    need = wanted * tl.sum(worth, 0) - tl.sum(tl.where(is_forced, worth, 0.0), 0)
     worth = tl.where(is_other, worth, 0.0)
     bits = tl.where(is_other, mass.to(tl.int32, bitcast=True), -1)
     least = 0

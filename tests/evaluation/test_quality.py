@@ -1,10 +1,6 @@
-import json
-
 import pytest
 import torch
 
-from elastic_attention import ElasticAttentionError
-from elastic_attention.evaluation.comparison import claim_folder, compare_methods
 from elastic_attention.evaluation.decoding import score_through_cache
 from elastic_attention.evaluation.intervals import bootstrap_macro
 from elastic_attention.evaluation.methods import Method, prepare_source
@@ -93,17 +89,3 @@ def test_bootstrap_covers_and_pairs():
     expected = 1.96 * (0.8 * 0.2 / 400) ** 0.5
     assert (high - low) / 2 == pytest.approx(expected, rel=0.15)
     assert interval["relative"] == (1.0, 1.0, 1.0)  # the same samples on both sides leave no doubt
-
-
-def test_folder_of_another_comparison(tmp_path):
-    claim_folder(tmp_path, {"model": "a"})
-    claim_folder(tmp_path, {"model": "a"})
-    with pytest.raises(ElasticAttentionError, match="another"):
-        claim_folder(tmp_path, {"model": "b"})
-
-
-def test_comparison_needs_a_mastered_kind(long_handle, tmp_path):
-    suite = SuiteConfig(kinds=("needle",), lengths=(512,), samples=1)
-    with pytest.raises(ValueError, match="needle"):
-        compare_methods(long_handle, HashTokenizer(), suite, tmp_path, identity={})
-    assert json.loads((tmp_path / "comparison.json").read_text())["suite"]["samples"] == 1

@@ -1,88 +1,177 @@
-"""`elastic-attn eval`: what routing costs in quality, on held-out samples."""
+"""`elastic-attn eval`: what routing costs in quality and saves in reading, on the tasks of a benchmark."""
 
-import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import Budget, Device, DtypeOption, Json, Model, Routers, open_console, open_model, write_json
+from .options import (
+    Backend,
+    Budget,
+    Device,
+    DtypeOption,
+    Json,
+    Model,
+    Routers,
+    open_console,
+    show_progress,
+    write_json,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+METHODS = "dense,routed,routed/full"
+MAX_REASONS = 5
 
 
 def evaluate(
     model: Model = "smollm2",
     routers: Routers = None,
-    samples: Annotated[int, typer.Option(min=1, help="Held-out samples of each kind.")] = 12,
-    length: Annotated[
-        list[int] | None, typer.Option(min=512, help="Prompt tokens; repeat it. Default: 1024 and 2048.")
+    suite: Annotated[str, typer.Option(help="mixture (the project's own kinds), ruler, longbench, …")] = "mixture",
+    tasks: Annotated[
+        list[str] | None, typer.Option(help="Tasks of the suite, with commas or repeated. Default: all of them.")
     ] = None,
-    kind: Annotated[list[str] | None, typer.Option(help="Kind of task; repeat it. Default: all of them.")] = None,
-    corpora: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Made by `make data`. Default: texts in the package.")
+    lengths: Annotated[
+        list[str] | None,
+        typer.Option(help="Tokens of prompt and answer, with commas or repeated. Default: the suite's."),
     ] = None,
-    output: Annotated[Path, typer.Option(metavar="FOLDER", help="Scores so far; run again to go on.")] = Path(
-        "runs/eval"
-    ),
+    samples: Annotated[int | None, typer.Option(min=1, help="Of each task and length. Default: all there are.")] = None,
+    methods: Annotated[
+        list[str],
+        typer.Option(
+            help="dense, all_sparse, routed, routed/full (reads all keys while decoding), random@0.7, static=DIR."
+        ),
+    ] = [METHODS],  # noqa: B006 - typer copies it
+    data: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="The suite's official files. Default: named stand-ins.")
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Setting of the suite, such as prefix=user.")
+    ] = None,
+    output: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Every answer as it comes; run again to go on.")
+    ] = Path("runs/eval"),
+    seed: Annotated[int, typer.Option(help="Of the samples.")] = 1,
+    batch_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Rows times tokens of a batch. Default: 131072 on a GPU, one row on a CPU."),
+    ] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that make samples ahead of the model.")] = 0,
+    shard: Annotated[
+        str | None, typer.Option(metavar="I/N", help="This part of the run; the last part to finish writes the record.")
+    ] = None,
     budget: Budget = 0.0,
+    backend: Backend = "auto",
     device: Device = None,
     dtype: DtypeOption = None,
     json: Json = None,
 ) -> None:
-    """Compare routed heads with dense, all-sparse and random ones, kind by kind."""
-    import dataclasses
+    """Ask a model the tasks of a suite, dense and routed, and score its answers.
 
+    Exit code 1: no question could be asked.
+    """
     from ..errors import ElasticAttentionError
-    from ..evaluation.comparison import compare_methods
-    from ..evaluation.quality import SuiteConfig
-    from ..evaluation.session import describe_device, measure_peak_bytes
-    from ..records import build_record
-    from ..tasks import KINDS
+    from ..evaluation.plan import count_steps, parse_method
+    from ..evaluation.session import open_base
+    from ..evaluation.sharding import choose_shard_device, find_shard
+    from ..evaluation.suite_run import Routing, evaluate_suite, make_plan
+    from ..tasks.suite import check_tasks, open_suite
 
-    if unknown := sorted(set(kind or ()) - set(KINDS)):
-        raise ElasticAttentionError(f"--kind {', '.join(unknown)} is unknown; choose from {', '.join(KINDS)}.")
-    started, console = time.perf_counter(), open_console()
-    suite = SuiteConfig(
-        kinds=tuple(kind or KINDS),
-        lengths=tuple(length or (1024, 2048)),
-        samples=samples,
-        corpora=None if corpora is None else str(corpora),
-        tokens_per_forward=8192,
-    )
-    session = open_model(model, routers=routers, device=device, dtype=dtype, budget=budget)
-    if max(suite.lengths) > session.context:
-        raise ElasticAttentionError(
-            f"--length {max(suite.lengths)} is past the {session.context} tokens that {model} takes; ask for less."
-        )
+    console, part = open_console(), find_shard(shard)
     try:
-        identity = session.describe() | {"routers": routers, "budget": budget}
-        metrics = compare_methods(session.handle, session.tokenizer, suite, output, identity=identity)
+        wanted = tuple(int(text) for text in _split(lengths))
     except ValueError as error:
-        raise ElasticAttentionError(str(error)) from error
-    console.print(_build_table(metrics))
-    record = build_record(
-        "eval",
-        config=dataclasses.asdict(suite),
-        model=session.describe(),
-        data=suite.corpora or "texts shipped with the package",
-        device=describe_device(session.device),
-        seed=suite.seed,
-        n=samples * len(suite.kinds),
-        metrics=metrics,
-        seconds=time.perf_counter() - started,
-        bytes=measure_peak_bytes(session.device),
+        raise ElasticAttentionError(f"--lengths {','.join(_split(lengths))} must be whole numbers.") from error
+    # All that can be wrong is looked at before the model is loaded.
+    chosen = open_suite(suite, data=data, **dict(map(_split_option, option or ())))
+    asked, answering = check_tasks(chosen, _split(tasks)), tuple(map(parse_method, _split(methods)))
+    base = open_base(model, device=choose_shard_device(device), dtype=None if dtype is None else dtype.value)
+    plan = make_plan(
+        base,
+        chosen,
+        tasks=asked,
+        lengths=wanted,
+        samples=samples,
+        methods=answering,
+        seed=seed,
+        batch_tokens=batch_tokens,
     )
+    with show_progress() as progress:
+        bar = progress.add_task(f"{suite}: making samples", total=count_steps(plan, chosen, part))
+        record = evaluate_suite(
+            base,
+            chosen,
+            plan,
+            output,
+            routing=Routing(routers=routers, backend=backend, budget=budget),
+            shard=part,
+            workers=workers,
+            advance=lambda label: progress.update(bar, advance=1, description=label),
+        )
+    if record is None:
+        console.print(f"Part {part.index} of {part.count} is done; other parts of {output} are still missing.")
+        return
+    metrics = record["metrics"]
+    console.print(_build_table(metrics))
+    _print_notes(metrics, console)
     write_json(json, record, console)
+    if not metrics["counts"]["asked"]:
+        raise typer.Exit(1)
 
 
-def _build_table(metrics: dict) -> object:
+def _split(texts: list[str] | None) -> list[str]:
+    return [part.strip() for text in texts or () for part in text.split(",") if part.strip()]
+
+
+def _split_option(text: str) -> tuple[str, str | int]:
+    from ..errors import ElasticAttentionError
+
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise ElasticAttentionError(f"--option {text!r} must look like KEY=VALUE.")
+    return key, int(value) if value.isdigit() else value
+
+
+def _build_table(metrics: dict[str, Any]) -> "Table":
+    """Tasks down, methods across; the mean with its interval and what was saved below."""
     from rich.table import Table
 
-    table = Table(title="Mean over the kinds that the dense model masters", title_justify="left")
-    for name in ("method", "MSR", "score", "95%", "of dense"):
-        table.add_column(name, justify="left" if name == "method" else "right")
-    for row in metrics["rows"]:
-        interval = f"{row['score_low']:.2f}–{row['score_high']:.2f}"
-        table.add_row(
-            row["method"], f"{row['msr']:.2f}", f"{row['score']:.3f}", interval, f"{row['relative_score']:.3f}"
-        )
+    labels = [row["label"] for row in metrics["rows"]]
+    table = Table(title="Score; * marks data that stands in for the official source", title_justify="left")
+    for name in ("task", "tokens", "n", *labels):
+        table.add_column(name, justify="left" if name == "task" else "right")
+    cells: dict[tuple[str, int], dict[str, Any]] = {}
+    for row in metrics["by_task"]:
+        cells.setdefault((row["task"] + "*" * (row["substitute"] is not None), row["length"]), {})[row["label"]] = row
+    for (task, length), found in cells.items():
+        scores = [f"{found[label]['score']:.3f}" if label in found else "–" for label in labels]
+        table.add_row(task, f"{length:,}", str(next(iter(found.values()))["n"]), *scores)
+    table.add_section()
+    rows = metrics["rows"]
+    table.add_row("mean", "", "", *(f"{row['score']:.3f}" for row in rows))
+    table.add_row("95%", "", "", *(f"{row['score_low']:.2f}–{row['score_high']:.2f}" for row in rows))
+    for name, key in (
+        ("of dense", "relative_score"),
+        ("MSR", "msr"),
+        ("ESR prefill", "esr_prefill"),
+        ("ESR decode", "esr_decode"),
+    ):
+        table.add_row(name, "", "", *("–" if row[key] is None else f"{row[key]:.3f}" for row in rows))
     return table
+
+
+def _print_notes(metrics: dict[str, Any], console: "Console") -> None:
+    """Everything that a reader of the table has to know."""
+    counts = metrics["counts"]
+    for task, name in metrics["substitutes"].items():
+        console.print(f"* {task}: {name}")
+    console.print(
+        f"{counts['asked']:,} answers: {counts['cut']:,} cut at their longest, {counts['empty']:,} empty; "
+        f"{counts['skipped']:,} samples could not be asked"
+    )
+    for entry in metrics["skipped"][:MAX_REASONS]:
+        console.print(f"  {entry['task']} {entry['length']:,} #{entry['index']}: {entry['reason']}")
+    if not metrics["has_chat_template"]:
+        console.print("The model has no chat template: all prompts were plain text.")

@@ -6,8 +6,9 @@ Shape letters: B batch, S tokens, H query heads, G KV heads, D head dim.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -16,13 +17,19 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
+from .. import records
 from ..attention import hybrid_attention
 from ..config import StreamingConfig
 from ..errors import ElasticAttentionError
+from ..kernels.backends import choose_backend
 from .oracle import check_against_oracle
-from .shapes import AttentionShape
+from .session import describe_device, measure_peak_bytes
+from .shapes import SEED, AttentionShape
 from .timing import Run, Timing, time_interleaved
 
+Row = dict[str, Any]
+
+LENGTHS = (8192, 32768, 131072)
 RATIOS = (0.0, 0.5, 0.7, 1.0)
 MAX_ERROR = 1e-2  # relative difference of two right bfloat16 results; a wrong mask makes far more
 
@@ -86,7 +93,7 @@ def measure_gpu_kernels(
     ratios: Sequence[float] = RATIOS,
     repeats: int = 9,
     max_seconds: float = 10.0,
-) -> Iterator[list[dict[str, Any]]]:
+) -> Iterator[tuple[list[Row], list[Row]]]:
     """Time one backend beside PyTorch's dense kernels; it is compared with the oracle first.
 
     Args:
@@ -94,27 +101,27 @@ def measure_gpu_kernels(
         max_seconds: for the repeats of one length.
 
     Yields:
-        The rows of one length as `measure_prefill` gives them, with dtype and backend.
+        What `measure_prefill` returns for one length, the rows with dtype and backend.
 
     Raises:
         OracleMismatch: the backend differs from the oracle; there are no times then.
         BackendUnavailable: it cannot run here.
+        torch.OutOfMemoryError: a length is too long for the device.
     """
-    pattern, dtype = pattern or StreamingConfig(), torch.bfloat16
-    shapes = [AttentionShape(tokens=tokens) for tokens in lengths]
-    for shape in shapes:
-        check_against_oracle(
-            pattern,
-            group_size=shape.num_q_heads // shape.num_kv_heads,
-            head_dim=shape.head_dim,
-            dtype=dtype,
-            device=device,
-            backend=backend,
-        )
-        kernels = [own_kernel(backend, pattern), *torch_kernels(device)]
-        rows, _ = measure_prefill(
-            shape,
-            kernels,
+    pattern, dtype, shape = pattern or StreamingConfig(), torch.bfloat16, AttentionShape(tokens=0)
+    name = choose_backend(backend, device, dtype, shape.head_dim, block_size=pattern.block_size)
+    check_against_oracle(
+        pattern,
+        group_size=shape.num_q_heads // shape.num_kv_heads,
+        head_dim=shape.head_dim,
+        dtype=dtype,
+        device=device,
+        backend=name,
+    )
+    for tokens in lengths:
+        rows, failures = measure_prefill(
+            replace(shape, tokens=tokens),
+            [own_kernel(name, pattern), *torch_kernels(device)],
             ratios,
             pattern=pattern,
             device=device,
@@ -122,7 +129,30 @@ def measure_gpu_kernels(
             repeats=repeats,
             max_seconds=max_seconds,
         )
-        yield [row | {"dtype": "bfloat16", "backend": backend} for row in rows]
+        yield [row | {"dtype": "bfloat16", "backend": name} for row in rows], failures
+
+
+def build_gpu_record(
+    metrics: Mapping[str, Sequence[Row]],
+    *,
+    device: torch.device,
+    backend: str,
+    repeats: int,
+    started: float,
+) -> records.Record:
+    """The record of `elastic-attn bench` on a GPU: `rows` of prefill, `decode`, and what could not run, `missing`."""
+    return records.build_record(
+        "bench",
+        config={"backend": backend, "repeats": repeats, "ratios": RATIOS, "pattern": StreamingConfig()},
+        model=None,
+        data="random normal queries, keys and values",
+        device=describe_device(device),
+        seed=SEED,
+        n=len(metrics["rows"]) + len(metrics["decode"]),
+        metrics=metrics,
+        seconds=time.perf_counter() - started,
+        bytes=measure_peak_bytes(device),
+    )
 
 
 def measure_prefill(

@@ -20,8 +20,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Session:
-    """An attached model that is ready to answer.
+class Base:
+    """A loaded model with its tokenizer.
 
     Attributes:
         name: the name the user gave.
@@ -31,21 +31,13 @@ class Session:
     name: str
     model: Any
     tokenizer: Any
-    handle: Handle
     device: torch.device
     dtype: torch.dtype
     context: int
 
-    @property
-    def dense_bytes_per_token(self) -> int:
-        """Bytes that one token takes in the cache of the base model's full-attention layers."""
-        config = self.handle.config
-        heads = len(config.routed_layers) * config.base_model.num_kv_heads
-        return heads * 2 * config.base_model.head_dim * self.dtype.itemsize
-
     def describe(self) -> dict[str, Any]:
         """The model as a record names it."""
-        base = self.handle.config.base_model
+        base = ElasticConfig.for_model(self.model).base_model
         return {
             "name": HUB_ID if self.name == ALIAS else self.name,
             "layers": base.num_layers,
@@ -54,6 +46,20 @@ class Session:
             "head_dim": base.head_dim,
             "dtype": str(self.dtype).removeprefix("torch."),
         }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Session(Base):
+    """An attached model that is ready to answer."""
+
+    handle: Handle
+
+    @property
+    def dense_bytes_per_token(self) -> int:
+        """Bytes that one token takes in the cache of the base model's full-attention layers."""
+        config = self.handle.config
+        heads = len(config.routed_layers) * config.base_model.num_kv_heads
+        return heads * 2 * config.base_model.head_dim * self.dtype.itemsize
 
 
 def open_session(
@@ -79,15 +85,27 @@ def open_session(
     Raises:
         ElasticAttentionError: the model cannot be loaded or attached, or an option is unknown; names the remedy.
     """
+    base = open_base(name, device=device, dtype=dtype)
+    handle = attach(base.model, routers, decode=decode, backend=backend)
+    handle.budget = budget
+    return Session(
+        name=name,
+        model=base.model,
+        tokenizer=base.tokenizer,
+        handle=handle,
+        device=base.device,
+        dtype=base.dtype,
+        context=base.context,
+    )
+
+
+def open_base(name: str, *, device: str | None = None, dtype: str | None = None) -> Base:
+    """Load a model without attaching anything; arguments and errors as in `open_session`."""
     place = choose_device(device)
     kind = choose_dtype(place, dtype)
     model, tokenizer = _load(name, place, kind)
-    handle = attach(model, routers, decode=decode, backend=backend)
-    handle.budget = budget
     context = int(getattr(model.config.get_text_config(), "max_position_embeddings", 0)) or 1 << 31
-    return Session(
-        name=name, model=model, tokenizer=tokenizer, handle=handle, device=place, dtype=kind, context=context
-    )
+    return Base(name=name, model=model, tokenizer=tokenizer, device=place, dtype=kind, context=context)
 
 
 def choose_device(name: str | None) -> torch.device:

@@ -1,42 +1,17 @@
-"""Who decides the routes in a quality comparison. One method = one line in a plan."""
+"""Routes as a function of pooled keys, for scoring without `generate` (`quality`)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..config import ElasticConfig
-from ..models.checkpoint import load_adapter, read_static_routes
-from ..models.handle import Handle
-from ..router import RouteNoise
+from ...config import ElasticConfig
+from ...models.checkpoint import load_adapter, read_static_routes
+from ...models.handle import Handle
+from ...router import RouteNoise
+from .base import Method
 
 RouteSource = Callable[[int, Tensor], Tensor]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Method:
-    """One row of a comparison.
-
-    Attributes:
-        name: "dense", "all_sparse", "routed", "static" or "random".
-        target: suite-mean MSR that a method was trained or drawn for, None where it does not apply.
-        folder: adapter of "routed" (None = the handle's own routers), or the exported mask of "static".
-        decode: how generated rows read the cache, "sparse" or "full".
-        note: tells apart runs that agree in everything else, such as "main" or "cache".
-    """
-
-    name: str
-    target: float | None = None
-    folder: str | None = None
-    decode: str = "sparse"
-    note: str = ""
-
-    @property
-    def label(self) -> str:
-        """Name, target and note in one word, such as routed@0.800."""
-        target = "" if self.target is None else f"@{self.target:.3f}"
-        return self.name + target + (f"-{self.note}" if self.note else "")
 
 
 def prepare_source(method: Method, handle: Handle) -> Callable[[Tensor], RouteSource]:

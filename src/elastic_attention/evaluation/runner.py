@@ -1,0 +1,154 @@
+"""The one runner of evaluations: every method answers the same batches of a suite, and every answer is kept at once."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import ElasticAttentionError
+from ..records import write_file
+from ..tasks.suite import Skipped, Suite, SuiteSample
+from .answer_log import AnswerLog, Line, make_line, make_skipped_line
+from .asking import ask_samples
+from .methods import Method
+from .plan import Batch, EvalPlan, Shard, list_batches
+from .readers import Reader, open_reader
+
+Built = tuple[Batch, list[SuiteSample | Skipped]]
+RUN_FILE = "run.json"
+
+
+def run_plan(
+    plan: EvalPlan,
+    suite: Suite,
+    model: Any,
+    tokenizer: Any,
+    output: Path,
+    *,
+    identity: dict[str, Any],
+    shard: Shard | None = None,
+    workers: int = 0,
+    routers: str | None = None,
+    backend: str = "auto",
+    budget: float = 0.0,
+    advance: Callable[[str], None] = lambda label: None,
+) -> list[Line] | None:
+    """Ask what is not answered yet.
+
+    Args:
+        model: not attached; it is itself again afterwards.
+        output: folder of the answers; a killed run, and other shards of the same run, go on there.
+        identity: what decides the answers besides plan and suite: model, dtype, routers, budget.
+        shard: the part of the batches that is this process's.
+        workers: processes that make samples ahead; 0 makes them here.
+        routers, backend, budget: as in `open_reader`.
+        advance: called after each batch of each method with what was done, also for those found in the folder.
+
+    Returns:
+        All lines, methods in the order of the plan and samples in the order of the suite; None while other shards are
+        still at work.
+
+    Raises:
+        ElasticAttentionError: the folder holds answers of another run.
+    """
+    part = shard or Shard()
+    claim_folder(output, identity | {"plan": plan.describe(), "suite": suite.name, "suite_data": suite.describe()})
+    log = AnswerLog(output, part)
+    batches = list(list_batches(plan, suite))
+    missing = []
+    for number, batch in enumerate(batches):
+        if part.holds(number):
+            waiting = [method for method in plan.methods if not log.has(method.label, batch)]
+            for method in plan.methods:
+                if method not in waiting:
+                    advance(method.label)
+            if waiting:
+                missing.append(batch)
+    cells = itertools.groupby(
+        build_batches(suite, tokenizer, missing, seed=plan.seed, workers=workers),
+        key=lambda built: (built[0].task, built[0].length),
+    )
+    for _, group in cells:
+        cell = list(group)
+        for method in plan.methods:
+            asked = [built for built in cell if not log.has(method.label, built[0])]
+            if asked:
+                with open_reader(method, model, routers=routers, backend=backend, budget=budget) as reader:
+                    for built in asked:
+                        log.add(list(_answer_batch(method, reader, suite, tokenizer, built[1])))
+                        advance(f"{method.label} {built[0].task} {built[0].length:,}")
+    return collect_lines(plan, batches, AnswerLog(output, part))
+
+
+def collect_lines(plan: EvalPlan, batches: Sequence[Batch], log: AnswerLog) -> list[Line] | None:
+    """The lines of the whole run in its order; None if some are missing."""
+    keys = [
+        (method.label, batch.task, batch.length, index)
+        for method in plan.methods
+        for batch in batches
+        for index in batch.indexes
+    ]
+    return [log.done[key] for key in keys] if all(key in log.done for key in keys) else None
+
+
+def claim_folder(output: Path, identity: dict[str, Any]) -> None:
+    """Note whose answers a folder holds, so that answers of different models or samples never mix.
+
+    Raises:
+        ElasticAttentionError: it holds those of another run; names what differs.
+    """
+    path, text = output / RUN_FILE, json.dumps(identity, indent=2, sort_keys=True, default=str) + "\n"
+    if path.exists() and (found := path.read_text(encoding="utf-8")) != text:
+        before, now = json.loads(found), json.loads(text)
+        differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+        raise ElasticAttentionError(
+            f"{output} holds answers of another run (other {', '.join(differing)}); choose another --output or remove "
+            "that folder."
+        )
+    write_file(path, text)
+
+
+def build_batches(
+    suite: Suite, tokenizer: Any, batches: Sequence[Batch], *, seed: int, workers: int
+) -> Iterator[Built]:
+    """The batches with their samples, in order; worker processes make them ahead of the model."""
+    from torch.utils.data import DataLoader
+
+    options: dict[str, Any] = {"prefetch_factor": 8} if workers else {}
+    return iter(DataLoader(_Batches(suite, tokenizer, batches, seed), batch_size=None, num_workers=workers, **options))
+
+
+class _Batches(torch.utils.data.Dataset[Built]):
+    def __init__(self, suite: Suite, tokenizer: Any, batches: Sequence[Batch], seed: int) -> None:
+        self.suite, self.tokenizer, self.batches, self.seed = suite, tokenizer, batches, seed
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, number: int) -> Built:
+        batch = self.batches[number]
+        return batch, list(
+            self.suite.build(batch.task, batch.indexes, length=batch.length, seed=self.seed, tokenizer=self.tokenizer)
+        )
+
+
+def _answer_batch(
+    method: Method, reader: Reader, suite: Suite, tokenizer: Any, built: Sequence[SuiteSample | Skipped]
+) -> Iterator[Line]:
+    for entry in built:
+        if isinstance(entry, Skipped):
+            yield make_skipped_line(method.label, entry)
+    samples = [entry for entry in built if isinstance(entry, SuiteSample)]
+    # What a forward shares must be equal; within a task it nearly always is.
+    kinds: dict[tuple[int, int, bool], list[SuiteSample]] = {}
+    for sample in samples:
+        longest = 0 if sample.target_ids else sample.max_new_tokens
+        kinds.setdefault((longest, sample.min_new_tokens, bool(sample.target_ids)), []).append(sample)
+    for group in kinds.values():
+        for sample, reply in zip(group, ask_samples(reader, tokenizer, group), strict=True):
+            yield make_line(method.label, sample, reply, suite.score(reply.answer, sample))

@@ -1,0 +1,59 @@
+"""A sample before its size is settled: the text for any number of units of haystack."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from elastic_attention.errors import DataError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """A sample whose haystack can still grow.
+
+    Attributes:
+        write: number of units (words, sentences, documents) -> the user's text. Pure: the same number gives the same
+            text, and needles, keys and questions do not depend on it.
+        answer_prefix: how the answer begins.
+        answers: the references.
+        smallest: fewest units that hold what is asked for.
+    """
+
+    write: Callable[[int], str]
+    answer_prefix: str
+    answers: tuple[str, ...]
+    smallest: int = 1
+
+
+def find_size(count_tokens: Callable[[int], int], *, smallest: int, limit: int) -> int:
+    """The number of units n with count_tokens(n) <= limit < count_tokens(n + 1), from `smallest` on.
+
+    A search between a size that fits and one that does not; it guesses by the tokens a unit takes, and halves where
+    guessing does not help. Where units differ in size there may be several such n; it always finds the same one.
+
+    Raises:
+        DataError: the smallest size does not fit.
+    """
+    low, low_tokens = smallest, count_tokens(smallest)
+    if low_tokens > limit:
+        raise DataError(
+            f"The shortest prompt has {low_tokens:,} tokens, and {limit:,} are left for it beside the answer; "
+            "ask for a greater length."
+        )
+    high, high_tokens = 2 * smallest + 64, count_tokens(2 * smallest + 64)
+    while high_tokens <= limit:
+        step = (limit - low_tokens) * (high - low) // max(high_tokens - low_tokens, 1)
+        guess = max(high + 1, min(low + step + 1, 16 * high))
+        low, low_tokens, high, high_tokens = high, high_tokens, guess, count_tokens(guess)
+    is_halving = False
+    while high - low > 1:
+        guess = low + (limit - low_tokens) * (high - low) // (high_tokens - low_tokens)
+        middle = (low + high) // 2 if is_halving else min(max(guess, low + 1), high - 1)
+        before, tokens = high - low, count_tokens(middle)
+        if tokens <= limit:
+            low, low_tokens = middle, tokens
+        else:
+            high, high_tokens = middle, tokens
+        is_halving = high - low > before // 2
+    return low

@@ -1,0 +1,1 @@
+"""A small server over transformers with OpenAI's two endpoints, for where vLLM is not installed."""

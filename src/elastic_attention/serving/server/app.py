@@ -1,0 +1,213 @@
+"""The web application: OpenAI's chat completions and completions over an `AnswerEngine`."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.exceptions import HTTPException
+
+from ..requests import read_route_request
+from .body import BodyLimit
+from .engine import AnswerEngine, Ending, Job, ServerBusy
+from .metrics import ServerMetrics
+from .replies import Reply, make_error
+from .schema import ChatRequest, CompletionRequest
+
+
+class Refused(Exception):
+    """A request that cannot be answered, with its status."""
+
+    def __init__(self, message: str, status: int = 400, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.code = status, code
+
+
+def build_app(engine: AnswerEngine, *, name: str, metrics: ServerMetrics, budget: float = 0.0) -> FastAPI:
+    """The application.
+
+    Args:
+        name: of the model, as requests call it.
+        budget: where a request names none.
+    """
+    app = FastAPI(title="elastic-attention", docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(BodyLimit, max_bytes=engine.limits.max_body_bytes)
+    _add_refusals(app, metrics)
+    checks = _Checks(engine, name, budget)
+
+    @app.get("/health")
+    async def health() -> Response:
+        return Response()
+
+    @app.get("/metrics")
+    async def show_metrics() -> Response:
+        metrics.active.set(engine.num_active)
+        return Response(metrics.show(), media_type="text/plain; version=0.0.4")
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        model = {"id": name, "object": "model", "owned_by": "local", "max_model_len": engine.limits.context}
+        return {"object": "list", "data": [model]}
+
+    @app.post("/v1/chat/completions")
+    async def chat(body: ChatRequest, request: Request) -> Response:
+        engine.admit()
+        prompt = await asyncio.to_thread(checks.encode_chat, body)
+        return await reply(body, prompt, request, body.max_completion_tokens or body.max_tokens)
+
+    @app.post("/v1/completions")
+    async def complete(body: CompletionRequest, request: Request) -> Response:
+        engine.admit()
+        prompt = await asyncio.to_thread(checks.encode_text, body)
+        return await reply(body, prompt, request, body.max_tokens)
+
+    async def reply(
+        body: ChatRequest | CompletionRequest, prompt: list[int], request: Request, max_tokens: int | None
+    ) -> Response:
+        job = checks.make_job(body, prompt, max_tokens)
+        form = Reply(model=name, is_chat=isinstance(body, ChatRequest), prompt_tokens=len(prompt))
+        pieces = _count(engine.start(job), metrics)
+        if body.stream:
+            include_usage = body.stream_options is not None and body.stream_options.include_usage
+            return StreamingResponse(form.stream(pieces, include_usage=include_usage), media_type="text/event-stream")
+        gathered = await _gather(pieces, request, job)
+        if gathered is None:
+            return Response(status_code=499)  # nobody reads it
+        return JSONResponse(form.whole(*gathered))
+
+    return app
+
+
+class _Checks:
+    """What of a request the schema cannot know."""
+
+    def __init__(self, engine: AnswerEngine, name: str, budget: float) -> None:
+        self.engine, self.name, self.budget = engine, name, budget
+
+    def encode_chat(self, body: ChatRequest) -> list[int]:
+        """Token ids of a conversation, ready for the answer."""
+        tokenizer = self.engine.tokenizer
+        if tokenizer.chat_template is None:
+            raise Refused(f"{self.name} has no chat template; use /v1/completions.")
+        messages = [message.plain() for message in body.messages]
+        try:
+            return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        except Exception as error:  # templates raise what they like about roles they do not know
+            raise Refused(f"The chat template of {self.name} refuses these messages: {error}.") from error
+
+    def encode_text(self, body: CompletionRequest) -> list[int]:
+        """Token ids of a prompt."""
+        if isinstance(body.prompt, list):
+            size = self.engine.handle.model.get_input_embeddings().num_embeddings
+            if wrong := [token for token in body.prompt if token >= size]:
+                raise Refused(f"Token ids {wrong[:4]} are outside of the model's {size}.")
+            return body.prompt
+        return self.engine.tokenizer(body.prompt).input_ids
+
+    def make_job(self, body: ChatRequest | CompletionRequest, prompt: list[int], max_tokens: int | None) -> Job:
+        """The checked request."""
+        limits = self.engine.limits
+        if body.model != self.name:
+            raise Refused(f"There is no model {body.model!r} here, only {self.name!r}.", 404, "model_not_found")
+        if not prompt:
+            raise Refused("The prompt has no tokens; send some text.")
+        room = limits.context - len(prompt)
+        if room < 1 or (max_tokens or 0) > room:
+            raise Refused(
+                f"The prompt has {len(prompt)} tokens and the answer up to {max_tokens or 1}, together more than the "
+                f"{limits.context} that this server takes; shorten one of them.",
+                code="context_length_exceeded",
+            )
+        if (max_tokens or 0) > limits.max_new_tokens:
+            raise Refused(f"max_tokens={max_tokens} is more than the {limits.max_new_tokens} that this server gives.")
+        try:
+            routes = read_route_request(body.vllm_xargs, self.engine.handle.config, budget=self.budget)
+        except ValueError as error:
+            raise Refused(str(error)) from error
+        return Job(
+            prompt=prompt,
+            max_new_tokens=max_tokens or min(room, limits.max_new_tokens),
+            temperature=body.temperature,
+            top_p=body.top_p,
+            seed=body.seed,
+            stops=body.list_stops(),
+            routes=routes,
+        )
+
+
+async def _gather(pieces: AsyncIterator[str | Ending], request: Request, job: Job) -> tuple[str, Ending] | None:
+    """The whole answer; None where the client left before it was there."""
+
+    async def watch() -> None:
+        while not await request.is_disconnected():
+            await asyncio.sleep(0.2)
+
+    async def collect() -> tuple[str, Ending]:
+        texts: list[str] = []
+        async with contextlib.aclosing(pieces):  # type: ignore[type-var]
+            async for piece in pieces:
+                if isinstance(piece, Ending):
+                    return "".join(texts), piece
+                texts.append(piece)
+        raise Refused("The server is going down.", 503)
+
+    watcher, collector = asyncio.create_task(watch()), asyncio.create_task(collect())
+    try:
+        await asyncio.wait({watcher, collector}, return_when=asyncio.FIRST_COMPLETED)
+        return await collector if collector.done() else None
+    finally:
+        watcher.cancel()
+        collector.cancel()
+
+
+async def _count(pieces: AsyncIterator[str | Ending], metrics: ServerMetrics) -> AsyncIterator[str | Ending]:
+    """The same pieces, counted."""
+    started, end = time.perf_counter(), "abandoned"
+    is_first = True
+    try:
+        async with contextlib.aclosing(pieces):  # type: ignore[type-var]
+            async for piece in pieces:
+                if is_first:
+                    metrics.first_token.observe(time.perf_counter() - started)
+                    is_first = False
+                if isinstance(piece, Ending):
+                    end = piece.reason
+                    metrics.note_report(piece.report, piece.new_tokens)
+                yield piece
+    except Exception:
+        end = "failed"
+        raise
+    finally:
+        metrics.requests.labels(end).inc()
+
+
+def _add_refusals(app: FastAPI, metrics: ServerMetrics) -> None:
+    def refuse(message: str, status: int, code: str | None = None, kind: str = "invalid_request_error") -> JSONResponse:
+        metrics.requests.labels("refused").inc()
+        headers = {"Retry-After": "1"} if status == 429 else None
+        return JSONResponse(make_error(message, kind=kind, code=code), status, headers)
+
+    @app.exception_handler(Refused)
+    async def on_refused(request: Request, error: Refused) -> JSONResponse:
+        return refuse(str(error), error.status, error.code)
+
+    @app.exception_handler(ServerBusy)
+    async def on_busy(request: Request, error: ServerBusy) -> JSONResponse:
+        return refuse(str(error), 429, kind="rate_limit_error")
+
+    @app.exception_handler(RequestValidationError)
+    async def on_invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        problems = [f"{'.'.join(map(str, e['loc'][1:])) or 'body'}: {e['msg']}" for e in error.errors()[:4]]
+        return refuse("; ".join(problems) + ".", 400)
+
+    @app.exception_handler(HTTPException)
+    async def on_http(request: Request, error: HTTPException) -> JSONResponse:
+        return refuse(str(error.detail), error.status_code)
+
+    @app.exception_handler(Exception)
+    async def on_failure(request: Request, error: Exception) -> JSONResponse:
+        return refuse(f"{type(error).__name__} while answering; see the server's log.", 500, kind="server_error")

@@ -1,0 +1,29 @@
+"""What a server takes at most."""
+
+import dataclasses
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServerLimits:
+    """Limits of one server.
+
+    Attributes:
+        context: prompt and answer together, tokens.
+        max_new_tokens: longest answer, tokens; also what a request gets that names no length.
+        max_body_bytes: largest body of a request.
+        max_requests: requests that are answered or wait at the same time; more are turned away with status 429.
+
+    Raises:
+        ValueError: a limit is not positive.
+    """
+
+    context: int
+    max_new_tokens: int = 4096
+    max_body_bytes: int = 8 << 20
+    max_requests: int = 16
+
+    def __post_init__(self) -> None:
+        for item in dataclasses.fields(self):
+            if getattr(self, item.name) < 1:
+                raise ValueError(f"{item.name}={getattr(self, item.name)} must be at least 1.")

@@ -1,0 +1,18 @@
+"""The worker of vLLM's CPU build, with routed heads."""
+
+from typing import Any
+
+from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
+from vllm.v1.worker.cpu_worker import CPUWorker
+
+from .attention_cpu import ElasticCPUBackend
+from .worker import RoutingWorker
+
+
+class ElasticCPUWorker(RoutingWorker, CPUWorker):
+    """A CPU worker; the CPU platform knows one backend only, so ours takes its name."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        path = f"{ElasticCPUBackend.__module__}.{ElasticCPUBackend.__qualname__}"
+        register_backend(AttentionBackendEnum.CPU_ATTN, path)

@@ -1,16 +1,10 @@
-import dataclasses
-
 import pytest
 import torch
 from tiny_runs import make_recipe
 
-from elastic_attention import RecipeError
-from elastic_attention.models.answers import IGNORED, Row, collate_rows
-from elastic_attention.training.batches import StepDataset, stream_steps, weigh_samples
 from elastic_attention.training.objective import IntervalConstraint, MeanFull, SignedConstraint, build_constraint
-from elastic_attention.training.recipe import DataConfig, Interval, ObjectiveConfig
+from elastic_attention.training.recipe import Interval, ObjectiveConfig
 from elastic_attention.training.sources import SOURCES
-from hash_tokenizer import HashTokenizer
 
 
 def test_penalty_is_the_distance_to_the_interval():
@@ -38,46 +32,6 @@ def test_multipliers_never_fall_below_zero():
 def test_category_without_interval():
     with pytest.raises(KeyError, match="unknown"):
         IntervalConstraint({"a": Interval(low=0.0, high=1.0)})(torch.zeros(1), ["unknown"])
-
-
-def test_weights_refer_to_the_whole_step():
-    rows = [Row("k", category, i, [1, 2], [3]) for i, category in enumerate("aaab")]
-    whole = weigh_samples([collate_rows(rows, pad=0)])
-    cut = weigh_samples([collate_rows(rows[:1], pad=0), collate_rows(rows[1:], pad=0)])
-    torch.testing.assert_close(whole[0], torch.tensor([1 / 6, 1 / 6, 1 / 6, 1 / 2]))
-    torch.testing.assert_close(torch.cat(cut), whole[0])
-
-
-def test_labels_mark_the_answer_or_everything():
-    row = Row("k", "a", 0, [5, 6], [7, 8])
-    batch = collate_rows([row, Row("k", "a", 1, [5], [7])], pad=0)
-    assert batch.labels.tolist() == [[IGNORED, IGNORED, 7, 8], [IGNORED, 7, IGNORED, IGNORED]]
-    assert collate_rows([row], pad=0, loss_on="all").labels.tolist() == [[IGNORED, 6, 7, 8]]
-
-
-def test_data_is_a_function_of_seed_and_step():
-    config = make_recipe().data
-
-    def draw(start=0, **changes):
-        data = StepDataset(dataclasses.replace(config, **changes), HashTokenizer(), seed=3, steps=3)
-        return [[b.input_ids for b in step] for step in stream_steps(data, start)]
-
-    once = draw()
-    assert all(torch.equal(a[0], b[0]) for a, b in zip(once, draw(workers=2), strict=True))
-    assert torch.equal(once[2][0], draw(start=2)[0][0])
-    rows = draw(rows_per_forward=1)[0]
-    assert len(rows) == len(once[0][0])
-
-
-def test_every_step_holds_both_categories():
-    data = StepDataset(DataConfig(lengths=(512,), tokens_per_step=1024), HashTokenizer(), seed=0, steps=7)
-    for step in range(7):
-        assert {row.category for batch in data[step] for row in batch.rows} == {"sensitive", "robust"}
-
-
-def test_unknown_kind():
-    with pytest.raises(RecipeError, match="riddles"):
-        StepDataset(DataConfig(kinds=("riddles",)), HashTokenizer(), seed=0, steps=1)
 
 
 def test_signed_constraint_pushes_from_both_sides():
@@ -125,6 +79,6 @@ def test_mean_full_is_a_price_on_full_heads():
         ("alpha", "interval", IntervalConstraint),
     ],
 )
-def test_a_source_brings_its_constraint_unless_the_recipe_says_otherwise(source, kind, wanted):
-    recipe = make_recipe(objective=ObjectiveConfig(constraint=kind))
+def test_a_source_brings_its_constraint_unless_the_recipe_says_otherwise(tmp_path, source, kind, wanted):
+    recipe = make_recipe(tmp_path, objective=ObjectiveConfig(constraint=kind))
     assert type(build_constraint(recipe, SOURCES[source])) is wanted

@@ -1,28 +1,42 @@
-"""A training run small enough for a test: a tiny Llama, word tokens, the texts inside the package."""
+"""A training run small enough for a test: a tiny Llama, a tiny BPE, the texts inside the package."""
 
 from elastic_attention.config import StreamingConfig
-from elastic_attention.training.recipe import DataConfig, Interval, Recipe, RouteConfig
-from hash_tokenizer import HashTokenizer
+from elastic_attention.training.recipe import DataConfig, Interval, PackConfig, Recipe, RouteConfig
+from made_rows import make_rows, make_tokenizer, write_rows
 from tiny_models import make_model
 
+INTERVALS = {
+    "single_qa": Interval(low=0.2, high=0.3),
+    "few_shot": Interval(low=0.8, high=1.0),
+    "code": Interval(low=0.8, high=1.0),
+}
 
-def make_recipe(**overrides):
-    """Four steps over two kinds, both categories."""
+
+def make_recipe(folder=None, **overrides):
+    """Four steps of two packs over records in `folder`, three categories; `packs` overrides the pack settings.
+
+    Without a folder there are no records: a recipe to look at, not to run.
+    """
+    packs = {"tokens": 700, "per_step": 2, "lookahead": 4}
+    if folder is not None:
+        files = (write_rows(folder / f"{name}.jsonl", make_rows(n)) for name, n in (("train", 24), ("held", 6)))
+        names = [(str(file),) for file in files]
+        packs |= {"files": names[0], "heldout_files": names[1], "cache": str(folder / "cache")}
     settings = {
         "model": "tiny",
         "steps": 4,
-        "intervals": {"sensitive": Interval(low=0.4, high=0.5), "robust": Interval(low=0.8, high=1.0)},
-        "data": DataConfig(kinds=("needle", "classes"), lengths=(512,), tokens_per_step=2048),
+        "intervals": INTERVALS,
+        "data": DataConfig(packs=PackConfig(**(packs | overrides.pop("packs", {})))),
         "pattern": StreamingConfig(num_sink_tokens=16, local_window=32, block_size=16),
         "routes": RouteConfig(init_std=0.5, pooled_tokens=8),
         "checkpoint_every": 1,
         "validate_every": 0,
-        "validation_samples": 1,
         "precision": "float32",
     }
     return Recipe(**(settings | overrides))
 
 
-def parts():
+def parts(family="llama"):
     """Model and tokenizer of a run; equal at every call."""
-    return {"model": make_model("llama", max_position_embeddings=4096), "tokenizer": HashTokenizer(), "device": "cpu"}
+    model = make_model(family, vocab_size=600, max_position_embeddings=4096)
+    return {"model": model, "tokenizer": make_tokenizer(), "device": "cpu"}

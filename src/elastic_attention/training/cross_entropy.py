@@ -44,6 +44,21 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, *, chu
     return losses.new_zeros(len(hidden)).index_copy(0, places, losses)
 
 
+@torch.no_grad()
+def score_tokens(hidden: Tensor, weight: Tensor, targets: Tensor, *, chunk_tokens: int = 1024) -> tuple[Tensor, Tensor]:
+    """`linear_cross_entropy` of tokens, and whether each is what greedy decoding would take, without gradients.
+
+    Returns:
+        losses (N,) float32, 0 where no token counts; is_right (N,) bool, False there.
+    """
+    losses = linear_cross_entropy(hidden, weight, targets, chunk_tokens=chunk_tokens)
+    places = (targets != IGNORED).nonzero()[:, 0]
+    is_right = torch.zeros_like(targets, dtype=torch.bool)
+    for part in places.split(chunk_tokens):
+        is_right[part] = (hidden[part] @ weight.T).argmax(dim=1) == targets[part]
+    return losses, is_right
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk_tokens: int) -> Tensor:

@@ -1,8 +1,13 @@
 """Curves of a run: JSON lines, which survive a resume, and TensorBoard where it is installed."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
+
+from ..records import write_file
+
+FILE = "log.jsonl"
 
 
 class TrainingLog:
@@ -15,9 +20,9 @@ class TrainingLog:
 
     def __init__(self, folder: Path, finished: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / "log.jsonl"
+        self.path = folder / FILE
         kept = [line for line in self._read() if json.loads(line)["step"] <= finished]
-        self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        write_file(self.path, "".join(f"{line}\n" for line in kept))
         self._stream = self.path.open("a", encoding="utf-8")
         self._board = _open_board(folder, finished)
 
@@ -34,6 +39,10 @@ class TrainingLog:
         if self._board is not None:
             for name, value in _flatten(values).items():
                 self._board.add_scalar(name, value, step)
+
+    def sync(self) -> None:
+        """Bring all lines to the disk, so that none is younger than the checkpoint that follows."""
+        os.fsync(self._stream.fileno())
 
     def close(self) -> None:
         """Flush and close."""

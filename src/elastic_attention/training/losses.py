@@ -1,4 +1,7 @@
-"""What a sample's loss is, by the name a recipe gives it."""
+"""What a token's loss is, by the name a recipe gives it.
+
+Shape letters: N tokens of a pack, D hidden width.
+"""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -6,37 +9,33 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..models.answers import IGNORED, AnswerBatch, score_answers
+from ..models.answers import IGNORED
+from .cross_entropy import linear_cross_entropy
+from .data.batch import PackedBatch
 
 if TYPE_CHECKING:
-    from ..models.handle import Handle
+    from .engine import Engine
 
 
-def measure_lm(handle: "Handle", batch: AnswerBatch) -> Tensor:
-    """Mean cross-entropy of each sample's labels under the routes in force, (B,) float32."""
-    return score_answers(handle.model, batch)[0]
+def measure_lm(engine: "Engine", batch: PackedBatch) -> Tensor:
+    """Cross-entropy of each token that counts under the routes in force, (N,) float32, 0 for the others."""
+    weight, scale = engine.output_layer()
+    return linear_cross_entropy(engine.hidden_states(batch) * scale, weight, batch.targets)
 
 
-def measure_distillation(handle: "Handle", batch: AnswerBatch) -> Tensor:
-    """Squared distance of the final hidden states from those of the base model (DuoAttention), (B,) float32.
+def measure_distillation(engine: "Engine", batch: PackedBatch) -> Tensor:
+    """Squared distance of the final hidden states from those under full attention (DuoAttention), (N,) float32.
 
-    Mean over the hidden features and over the positions that predict each sample's labels.
+    Mean over the hidden features, at the positions that predict the tokens that count; 0 at the others.
     """
-    is_counted = batch.labels != IGNORED
-    columns = is_counted.any(dim=0).nonzero()[:, 0]
-
-    def read_states() -> Tensor:
-        output = handle.model.base_model(input_ids=batch.input_ids, use_cache=False)
-        return output.last_hidden_state[:, columns - 1].float()
-
-    with torch.no_grad(), handle.disabled():
-        wanted = read_states()
-    distance = (read_states() - wanted).square().mean(dim=-1)
-    weights = is_counted[:, columns].float()
-    return (distance * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+    places = (batch.targets != IGNORED).nonzero()[:, 0]
+    with torch.no_grad(), engine.all_full():
+        wanted = engine.hidden_states(batch)[places].float()
+    distance = (engine.hidden_states(batch)[places].float() - wanted).square().mean(dim=-1)
+    return distance.new_zeros(len(batch.targets)).index_copy(0, places, distance)
 
 
-LOSSES: dict[str, Callable[["Handle", AnswerBatch], Tensor]] = {
+LOSSES: dict[str, Callable[["Engine", PackedBatch], Tensor]] = {
     "lm": measure_lm,
     "distillation": measure_distillation,
 }

@@ -8,9 +8,37 @@ from typing import Any
 from ..config import SparsePattern, StreamingConfig, XAttentionConfig, from_dict, read_toml
 from ..errors import RecipeError
 from .data.fitting import POLICIES
+from .data.formats import FORMATS
 from .losses import LOSSES
 from .objective import CONSTRAINTS
+from .parallel.config import ParallelConfig
 from .sources import SOURCES
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceConfig:
+    """A data set in its own format.
+
+    Attributes:
+        format: of `data.formats.FORMATS`.
+        category: of its samples.
+        files, heldout_files: `*.jsonl`, `*.json` (one array), `*.parquet` or a Hugging Face dataset on disk.
+        task: name of its samples in reports, None = the format.
+        shots: rows before each sample's own that become worked examples in its context.
+    """
+
+    format: str
+    category: str
+    files: tuple[str, ...]
+    heldout_files: tuple[str, ...] = ()
+    task: str | None = None
+    shots: int = 0
+
+    def __post_init__(self) -> None:
+        if self.format not in FORMATS:
+            raise ValueError(f"data.packs.sources.format={self.format!r} is unknown; use one of {list(FORMATS)}.")
+        if self.shots < 0:
+            raise ValueError(f"data.packs.sources.shots={self.shots} must be at least 0.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,11 +46,13 @@ class PackConfig:
     """Samples joined to packs without padding, from files of records or from the generated kinds.
 
     Attributes:
-        files: records as `*.jsonl`, `*.parquet` or a Hugging Face dataset on disk; empty = generated samples.
+        files: records as `*.jsonl`, `*.parquet` or a Hugging Face dataset on disk.
         heldout_files: records to validate on.
+        sources: data sets in formats of their own, beside the files; without files and sources samples are generated.
         samples: number of generated samples; files tell theirs.
         tokens: of a pack, at most.
         per_step: packs of an optimiser step, on all ranks together.
+        bad_records: what becomes of records that miss an answer, say: "error" or "skip".
         over_long: what becomes of samples longer than a pack: "error", "skip", or "truncate_middle" (of the context).
         lookahead: samples that may wait for a pack with room; more fill packs better and shuffle less.
         cache: folder of tokenised samples, None = the user's cache.
@@ -31,9 +61,11 @@ class PackConfig:
 
     files: tuple[str, ...] = ()
     heldout_files: tuple[str, ...] = ()
+    sources: tuple[SourceConfig, ...] = ()
     samples: int = 1024
     tokens: int = 65_536
     per_step: int = 24
+    bad_records: str = "error"
     over_long: str = "error"
     lookahead: int = 64
     cache: str | None = None
@@ -45,31 +77,39 @@ class PackConfig:
                 raise ValueError(f"data.packs.{name}={getattr(self, name)} must be at least 1.")
         if self.over_long not in POLICIES:
             raise ValueError(f"data.packs.over_long={self.over_long!r} is unknown; use one of {list(POLICIES)}.")
+        if self.bad_records not in ("error", "skip"):
+            raise ValueError(f"data.packs.bad_records={self.bad_records!r} is unknown; use 'error' or 'skip'.")
+
+    @property
+    def has_files(self) -> bool:
+        """Are there files, so that nothing is generated?"""
+        return bool(self.files or self.sources)
+
+    @property
+    def has_heldout(self) -> bool:
+        """Is there anything to validate on?"""
+        return not self.has_files or bool(self.heldout_files or any(s.heldout_files for s in self.sources))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
-    """Samples of a run; the batch of a step is a function of (seed, step) alone.
+    """Samples of a run; the packs of a step are a function of (seed, step) alone.
 
     Attributes:
         kinds: kinds of `tasks.KINDS` in equal shares; empty = all of them.
         corpora: folder made by `python -m elastic_attention.tasks.corpora`, None = the texts inside the package.
-        lengths: prompt lengths in tokens, taken in turn step by step.
-        tokens_per_step: length * samples of a step, about.
-        rows_per_forward: samples that go through the model at once; changes memory, not the result's meaning.
-        workers: processes that make samples; any number gives the same samples.
+        lengths: prompt lengths of generated samples in tokens, taken in turn.
+        workers: processes that make samples and tokens; any number gives the same ones.
         loss_on: "response" (answer tokens) or "all" (prompt tokens too, as the released code does).
-        packs: packs instead of padded batches; `tokens_per_step` and `rows_per_forward` then mean nothing.
+        packs: how samples come together.
     """
 
     kinds: tuple[str, ...] = ()
     corpora: str | None = None
     lengths: tuple[int, ...] = (1024, 2048, 4096, 8192)
-    tokens_per_step: int = 32_768
-    rows_per_forward: int = 16
     workers: int = 0
     loss_on: str = "response"
-    packs: PackConfig | None = None
+    packs: PackConfig = field(default_factory=PackConfig)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,12 +120,20 @@ class RouteConfig:
         source: "head_router" (Elastic Attention), "layer_router" (Flux Attention), or one learned mask for all inputs:
             "static" (sampled like a router's logits), "hard_concrete" (PruLong), "alpha" (DuoAttention).
         init_std: of fresh routers.
+        hidden_factor: width of their hidden layers in head dims, None = that of the source's paper (4, layers 8 and 4).
         pooled_tokens: at each end of the prompt, what a router reads.
     """
 
     source: str = "head_router"
     init_std: float = 0.08
+    hidden_factor: int | None = None
     pooled_tokens: int = 100
+
+    def __post_init__(self) -> None:
+        if self.pooled_tokens < 1 or (self.hidden_factor is not None and self.hidden_factor < 1):
+            raise ValueError(
+                f"routes.pooled_tokens={self.pooled_tokens} and hidden_factor={self.hidden_factor} must be at least 1."
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,7 +160,13 @@ class ObjectiveConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimizerConfig:
-    """AdamW on the routes with warm-up and cosine decay; Adam ascent on the multipliers, without decay or clipping."""
+    """AdamW on the routes with warm-up and cosine decay; Adam ascent on the multipliers, without decay or clipping.
+
+    Attributes:
+        weight_decay: of the matrices of routers; biases, masks and multipliers have none.
+        warmup_ratio: share of the steps until the rate is full.
+        final_ratio: of the full rate, at the end.
+    """
 
     learning_rate: float = 2e-3
     betas: tuple[float, ...] = (0.9, 0.95)
@@ -156,8 +210,15 @@ class Recipe:
             says so: `kind = "xattention"` or "triangle".
         full_pattern: what full heads read, "full" or XAttention.
         checkpoint_every, validate_every: in steps; 0 = never.
-        validation_samples: of each kind, held out.
+        validation_samples: held-out samples of each task, at most; 0 = all of them.
+        on_nan: what a step with a loss or gradient that is no number does: "stop" ends the run before it, "skip" leaves
+            it out, three in a row end the run all the same.
+        recompute_layers: keep no activations inside layers and compute them again in the backward: less memory, a third
+            more time.
+        keep_attention: with `recompute_layers`, layers keep the results of the fused attention, so it runs once:
+            1.5 in place of 0.5 GB a layer of an 8B model at 64K tokens.
         precision: dtype of the frozen model, "bfloat16" or "float32".
+        parallel: how a run is spread over processes; changes speed and memory alone.
     """
 
     model: str
@@ -174,7 +235,11 @@ class Recipe:
     checkpoint_every: int = 50
     validate_every: int = 100
     validation_samples: int = 4
+    on_nan: str = "stop"
+    recompute_layers: bool = False
+    keep_attention: bool = False
     precision: str = "bfloat16"
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -182,16 +247,20 @@ class Recipe:
             ("objective.loss", self.objective.loss, (None, *LOSSES)),
             ("objective.constraint", self.objective.constraint, (None, *CONSTRAINTS)),
             ("data.loss_on", self.data.loss_on, ("response", "all")),
+            ("on_nan", self.on_nan, ("stop", "skip")),
             ("precision", self.precision, ("bfloat16", "float32")),
             ("full_pattern", self.full_pattern if isinstance(self.full_pattern, str) else "full", ("full",)),
         ):
             if value not in known:
                 raise ValueError(f"{name}={value!r} is unknown; use one of {list(known)}.")
-        for name, number in (("steps", self.steps), ("data.rows_per_forward", self.data.rows_per_forward)):
-            if number < 1:
-                raise ValueError(f"{name}={number} must be at least 1.")
-        if self.data.kinds and self.data.packs is not None and self.data.packs.files:
-            raise ValueError("data.kinds are of generated samples, data.packs.files replaces these; give one of them.")
+        if self.steps < 1:
+            raise ValueError(f"steps={self.steps} must be at least 1.")
+        if self.validate_every and not self.data.packs.has_heldout:
+            raise ValueError("validate_every needs data.packs.heldout_files; name some, or set validate_every = 0.")
+        if self.data.kinds and self.data.packs.has_files:
+            raise ValueError("data.kinds are of generated samples, which the files of data.packs replace; give one.")
+        if unknown := {source.category for source in self.data.packs.sources} - set(self.intervals):
+            raise ValueError(f"[intervals] misses {sorted(unknown)}, categories of data.packs.sources; add them.")
         if not self.data.lengths:
             raise ValueError("data.lengths is empty; name at least one prompt length in tokens.")
         if self.full_pattern != "full" and not isinstance(self.pattern, StreamingConfig | None):
@@ -208,13 +277,35 @@ class Recipe:
 def load_recipe(path: str | Path, **overrides: Any) -> Recipe:
     """Read a recipe; keyword arguments replace top-level keys.
 
+    `extends = "other.toml"` starts from a recipe in the same folder. Tables are merged, but one with a `kind` and
+    all other values replace what was there.
+
     Raises:
         RecipeError: the file is missing, no TOML, or has unknown, missing or wrong keys; the message names them.
     """
     try:
-        recipe = from_dict(Recipe, read_toml(path), str(path))
+        recipe = from_dict(Recipe, _read_extended(Path(path), ()), str(path))
         return dataclasses.replace(recipe, **overrides)
-    except FileNotFoundError:
-        raise RecipeError(f"There is no recipe {path}; see the recipes/ folder for examples.") from None
+    except FileNotFoundError as error:
+        raise RecipeError(f"There is no recipe {error.filename}; see the recipes/ folder for examples.") from None
     except (ValueError, TypeError) as error:
         raise RecipeError(str(error)) from error
+
+
+def _read_extended(path: Path, seen: tuple[str, ...]) -> dict[str, Any]:
+    content = read_toml(path)
+    name = content.pop("extends", None)
+    if name is None:
+        return content
+    if not isinstance(name, str) or Path(name).name != name or name in (*seen, path.name):
+        raise ValueError(f"{path}: extends={name!r} must be the name of another recipe in the same folder.")
+    return _merge(_read_extended(path.parent / name, (*seen, path.name)), content)
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        # A kind of its own has keys of its own.
+        is_table = isinstance(value, dict) and isinstance(merged.get(key), dict) and "kind" not in value
+        merged[key] = _merge(merged[key], value) if is_table else value
+    return merged

@@ -1,31 +1,25 @@
-"""The single-GPU trainer: frozen model, learned routes, constraint on the MSR (Elastic Attention, section 3.3)."""
+"""The trainer: packs in, routes out (Elastic Attention, section 3.3). It keeps steps and files; `Engine` computes.
+
+A run is a function of its recipe and its data. The step number is the whole state of data, noise and schedules, so a
+checkpoint holds parameters, multipliers and moments, and nothing else.
+"""
 
 import logging
 import time
-from collections import defaultdict
-from collections.abc import Iterable
-from functools import partial
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from ..config import ElasticConfig, to_dict
-from ..models.answers import AnswerBatch
-from ..models.attach import attach
-from ..models.handle import Handle
+from ..config import to_dict
+from ..errors import RecipeError, TrainingDiverged
 from ..models.loading import load_model
-from ..router import RouteNoise, RouteSampler
-from ..sparsity import model_sparsity_ratio
-from .batches import StepDataset, stream_steps, weigh_samples
-from .checkpoints import load_checkpoint, save_checkpoint
+from .checkpoints import fingerprint, load_checkpoint, save_checkpoint
+from .data.batch import PackedBatch
+from .data.steps import PackedSteps, read_heldout, stream_steps
+from .engine import Engine
 from .log import TrainingLog
-from .losses import LOSSES
-from .objective import build_constraint
 from .recipe import Recipe
-from .schedule import learning_rate_at, temperature_at
-from .sources import SOURCES, build_source
+from .stopping import StopRequest
 from .validation import validate
 
 _logger = logging.getLogger(__name__)
@@ -39,177 +33,155 @@ def train(
     max_seconds: float | None = None,
     model: Any = None,
     tokenizer: Any = None,
+    build_engine: Callable[[Recipe, Any], Engine] = Engine,
 ) -> dict[str, Any]:
     """Run a recipe; continues from the checkpoint in `output` if there is one.
 
+    Ctrl-C, SIGTERM, a file `stop` in `output` or `max_seconds` end the run after the step under way, with a checkpoint.
+
     Args:
         recipe: the run.
-        output: folder for `log.jsonl`, `checkpoint.safetensors`, TensorBoard files and, at the end, `adapter/`.
+        output: folder for `log.jsonl`, checkpoints, TensorBoard files and, at the end, `adapter/`.
         device: "cpu", "cuda", …; None = the GPU if there is one.
         max_seconds: stop early after a checkpoint; call again to go on.
         model, tokenizer: use these instead of loading `recipe.model`.
+        build_engine: (recipe, model) -> what computes; all ranks of a sharded one call `train` alike.
 
     Returns:
-        {"steps", "is_finished", "seconds", "tokens", "validation", "adapter"}; validation maps each kind to its
-        score, loss and argmax MSR.
+        {"steps", "is_finished", "seconds", "tokens", "data", "validation", "adapter"}: `data` is what
+        `Corpus.report` says, `validation` what `validate` says, None without held-out files.
 
     Raises:
-        RecipeError, CheckpointError, UnsupportedModel: what is wrong and what to do.
+        RecipeError, DataError, CheckpointError, UnsupportedModel, TrainingDiverged: what is wrong and what to do.
     """
-    run = _Run(recipe, Path(output), device, model, tokenizer)
+    if model is None:
+        model, tokenizer = load_model(recipe.model, dtype=recipe.precision, device=device)
+    engine = build_engine(recipe, model)
     try:
-        return run.execute(max_seconds)
+        return _Run(recipe, Path(output), engine, tokenizer).execute(max_seconds)
     finally:
-        run.handle.detach()
+        engine.close()
 
 
 class _Run:
-    def __init__(self, recipe: Recipe, output: Path, device: str | None, model: Any, tokenizer: Any) -> None:
-        self.recipe, self.output = recipe, output
-        if model is None:
-            model, tokenizer = load_model(recipe.model, dtype=recipe.precision, device=device)
-        self.model, self.tokenizer = model.eval().requires_grad_(False), tokenizer
-        self.handle = self._attach(model)
-        self.source = build_source(recipe, self.handle)
-        self.loss_name = recipe.objective.loss or self.source.loss
-        self.constraint = build_constraint(recipe, self.source).to(model.device)
-        options = recipe.optimizer
-        parameters = self.source.parameters_to_train()
-        self.optimizers: dict[str, torch.optim.Optimizer] = {
-            "routes": torch.optim.AdamW(
-                parameters,
-                lr=options.learning_rate,
-                betas=(options.betas[0], options.betas[1]),
-                weight_decay=options.weight_decay,
-            )
-        }
-        if multipliers := list(self.constraint.parameters()):
-            self.optimizers["multipliers"] = torch.optim.Adam(
-                multipliers, lr=options.multiplier_learning_rate, maximize=True
-            )
-
-    def _attach(self, model: Any) -> Handle:
-        routes = self.recipe.routes
-        torch.manual_seed(self.recipe.seed)  # fresh routers are the same on every device
-        config = ElasticConfig.for_model(
-            model,
-            sparse_pattern=self.recipe.pattern,
-            full_pattern=self.recipe.full_pattern,
-            granularity=SOURCES[routes.source].granularity,
-            pooled_tokens=routes.pooled_tokens,
-            init_std=routes.init_std,
+    def __init__(self, recipe: Recipe, output: Path, engine: Engine, tokenizer: Any) -> None:
+        self.recipe, self.output, self.engine, self.tokenizer = recipe, output, engine, tokenizer
+        self.data = PackedSteps(
+            recipe.data,
+            tokenizer,
+            seed=recipe.seed,
+            steps=recipe.steps,
+            categories=recipe.intervals,
+            rank=engine.rank,
+            world_size=engine.world_size,
         )
-        return attach(model, config)
+        check_fit(engine.model, self.data)
+        self.identity = fingerprint(recipe, self.data.corpus.identity)
+        engine.check_same(self.identity)
+        self._heldout: list[PackedBatch] | None = None
 
     def execute(self, max_seconds: float | None) -> dict[str, Any]:
-        start = self._resume()
-        data = StepDataset(self.recipe.data, self.tokenizer, seed=self.recipe.seed, steps=self.recipe.steps)
-        log, began, tokens, step = TrainingLog(self.output, start), time.monotonic(), 0, start
-        try:
-            for step, batches in enumerate(_show_progress(stream_steps(data, start), start, self.recipe.steps), start):
-                values = self._step(step, batches)
-                tokens += sum(b.input_ids.numel() for b in batches)
-                done = step + 1
-                is_last = done == self.recipe.steps
-                is_late = max_seconds is not None and time.monotonic() - began > max_seconds
-                every = self.recipe.validate_every
-                if every and done % every == 0 and not is_last:
-                    values["validation"] = self._validate()
-                log.write(done, values)
-                if is_last or is_late or (self.recipe.checkpoint_every and done % self.recipe.checkpoint_every == 0):
+        start, began, tokens = self._resume(), time.monotonic(), 0
+        done, total = start, self.recipe.steps
+        log = TrainingLog(self.output, start) if self.engine.is_main else None
+        with StopRequest(self.output, max_seconds) as request:
+            try:
+                for step, packs in enumerate(self._show_progress(stream_steps(self.data, start), start), start):
+                    values = self._step(step, packs)
+                    tokens += sum(len(pack.input_ids) for pack in packs)
+                    done = step + 1
+                    if self._is_due(self.recipe.validate_every, done):
+                        values["validation"] = self._validate()
+                    reason = request.reason if done < total else None
+                    is_stopped = self.engine.agree(reason is not None)
+                    if log is not None:
+                        log.write(done, values)
+                        if done == total or is_stopped or self._is_due(self.recipe.checkpoint_every, done):
+                            log.sync()
+                            self._save(done)
+                    if is_stopped:
+                        _logger.warning("Stopped after %d of %d steps: %s. Run it again to go on.", done, total, reason)
+                        break
+            except TrainingDiverged:  # its step was not taken, so nothing is lost
+                if log is not None:
+                    log.sync()
                     self._save(done)
-                if is_late and not is_last:
-                    _logger.warning("Stopped after %d of %d steps; run again to go on.", done, self.recipe.steps)
-                    break
-        finally:
-            log.close()
-        finished = min(step + 1, self.recipe.steps)
+                raise
+            finally:
+                if log is not None:
+                    log.close()
+            if self.engine.is_main:
+                request.obey()
+        return self._finish(done, self.engine.count(tokens), time.monotonic() - began)
+
+    def _step(self, step: int, packs: list[PackedBatch]) -> dict[str, Any]:
+        self.engine.start_step(step)
+        for pack in packs:
+            self.engine.accumulate(pack.to(self.engine.device))
+        return self.engine.finish_step()
+
+    def _finish(self, done: int, tokens: int, seconds: float) -> dict[str, Any]:
         result: dict[str, Any] = {
-            "steps": finished,
-            "is_finished": finished == self.recipe.steps,
-            "seconds": time.monotonic() - began,
+            "steps": done,
+            "is_finished": done == self.recipe.steps,
+            "seconds": seconds,
             "tokens": tokens,
+            "data": self.data.corpus.report(),
         }
         if result["is_finished"]:
             result["validation"] = self._validate()
-            facts = {"recipe": to_dict(self.recipe), "validation": result["validation"]}
-            self.source.export(self.output / "adapter", facts)
+            if self.engine.is_main:
+                facts = {"recipe": to_dict(self.recipe), "validation": result["validation"]}
+                self.engine.source.export(self.output / "adapter", facts)
             result["adapter"] = str(self.output / "adapter")
         return result
 
-    def _step(self, step: int, batches: list[AnswerBatch]) -> dict[str, Any]:
-        temperature = temperature_at(self.recipe.temperature, step, self.recipe.steps)
-        rate = learning_rate_at(self.recipe.optimizer, step, self.recipe.steps)
-        for group in self.optimizers["routes"].param_groups:
-            group["lr"] = rate
-        for optimizer in self.optimizers.values():
-            optimizer.zero_grad(set_to_none=True)
-        self.constraint.start_step(step / self.recipe.steps)
-        sums: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
-        for batch, weights in zip(batches, weigh_samples(batches), strict=True):
-            self._accumulate(step, batch.to(self.model.device), weights.to(self.model.device), temperature, sums)
-        norm = torch.nn.utils.clip_grad_norm_(self.source.parameters_to_train(), self.recipe.optimizer.max_grad_norm)
-        for optimizer in self.optimizers.values():
-            optimizer.step()
-        self.constraint.clamp()
-        self.source.after_step()
-        count, name = sums["count"], f"{self.loss_name}_loss"
-        mean = {key: {c: v / count[c] for c, v in sums[key].items()} for key in (name, "msr")}
-        return {
-            "loss": sums["loss"]["total"],
-            name: sum(mean[name].values()) / len(mean[name]),
-            f"{name}_by_category": mean[name],
-            "msr": mean["msr"],
-            **self.constraint.describe(),
-            "temperature": temperature,
-            "learning_rate": rate,
-            "gradient_norm": float(norm),
-        }
+    def _is_due(self, every: int, done: int) -> bool:
+        return bool(every) and done % every == 0 and done < self.recipe.steps
 
-    def _accumulate(
-        self,
-        step: int,
-        batch: AnswerBatch,
-        weights: Tensor,
-        temperature: float,
-        sums: dict[str, dict[str, float]],
-    ) -> None:
-        noise = RouteNoise(seed=self.recipe.seed, step=step, sample_ids=batch.sample_ids)
-        sample = partial(self.source.sample, sampler=RouteSampler(noise=noise, temperature=temperature))
-        with self.handle.routed_by(sample, prompt_lengths=batch.prompt_lengths) as record:
-            losses = LOSSES[self.loss_name](self.handle, batch)
-        msr = model_sparsity_ratio(record.stack())
-        categories = [row.category for row in batch.rows]
-        loss = (weights * (losses + self.constraint(msr, categories))).sum()
-        loss.backward()
-        sums["loss"]["total"] += loss.item()
-        for category, one_loss, one_msr in zip(categories, losses.tolist(), msr.tolist(), strict=True):
-            sums["count"][category] += 1
-            sums[f"{self.loss_name}_loss"][category] += one_loss
-            sums["msr"][category] += one_msr
-
-    def _validate(self) -> dict[str, Any]:
-        return validate(self.recipe, self.handle, self.source, self.model, self.tokenizer)
+    def _validate(self) -> dict[str, Any] | None:
+        recipe = self.recipe
+        if not recipe.data.packs.has_heldout:
+            return None
+        if self._heldout is None:
+            count = recipe.validation_samples
+            self._heldout = list(read_heldout(recipe.data, self.tokenizer, seed=recipe.seed, per_task=count))
+        return validate(self.engine, self._heldout)
 
     def _save(self, step: int) -> None:
-        groups: dict[str, dict[str, Tensor]] = {
-            "source": self.source.state(),
-            "constraint": self.constraint.state_dict(),
-        }
-        save_checkpoint(self.output, self.recipe, step, groups, self.optimizers)
+        save_checkpoint(self.output, self.identity, step, self.engine.state(), self.engine.optimizers)
 
     def _resume(self) -> int:
-        loaded = load_checkpoint(self.output, self.recipe, self.optimizers)
-        if loaded is None:
+        checkpoint = load_checkpoint(self.output, self.identity)
+        if checkpoint is None:
             return 0
-        step, groups = loaded
-        self.source.load(groups["source"])
-        self.constraint.load_state_dict(groups.get("constraint", {}))  # not every constraint has multipliers
-        _logger.info("Going on after step %d of %d.", step, self.recipe.steps)
-        return step
+        self.engine.load(checkpoint.state)
+        checkpoint.restore(self.engine.optimizers)
+        _logger.info("Going on after step %d of %d.", checkpoint.step, self.recipe.steps)
+        return checkpoint.step
+
+    def _show_progress(self, steps: Iterable[list[PackedBatch]], start: int) -> Iterable[list[PackedBatch]]:
+        from rich.progress import track
+
+        total = self.recipe.steps - start
+        return track(steps, description="training", total=total) if self.engine.is_main else steps
 
 
-def _show_progress(batches: Iterable[list[AnswerBatch]], start: int, total: int) -> Iterable[list[AnswerBatch]]:
-    from rich.progress import track
+def check_fit(model: Any, data: PackedSteps) -> None:
+    """Refuse a tokenizer of another model, and samples that the model cannot place.
 
-    return track(batches, description="training", total=total - start)
+    Raises:
+        RecipeError: names the sizes.
+    """
+    rows, largest = model.get_input_embeddings().weight.shape[0], data.corpus.largest_token
+    if largest >= rows:
+        raise RecipeError(
+            f"the data holds the token {largest}, the model embeds {rows}; use the model's own tokenizer."
+        )
+    reach = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    longest = int(data.corpus.lengths[data.corpus.fitting.kept].max())
+    if reach is not None and longest > reach:
+        raise RecipeError(
+            f"the longest sample has {longest} tokens, the model reads {reach}; lower data.packs.tokens to that "
+            "and set data.packs.over_long, or load the model with a longer context."
+        )

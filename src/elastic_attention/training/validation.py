@@ -1,52 +1,50 @@
-"""Held-out checks during training: the score and the argmax MSR of every kind."""
+"""Held-out checks during training: how right the answers are and how sparse inference makes the model."""
 
-from typing import Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
-import torch
+from .data.batch import PackedBatch
+from .tally import Tally
 
-from ..models.answers import collate_rows, draw_row, pad_token, score_answers
-from ..models.handle import Handle
-from ..sparsity import model_sparsity_ratio
-from ..tasks import KINDS
-from .batches import StepDataset, kinds_of
-from .recipe import Recipe
-from .sources import RouteModel
+if TYPE_CHECKING:
+    from .engine import Engine
 
-_SPLIT = "heldout"
+FIELDS = ("loss", "accuracy", "exact", "msr")
 
 
-@torch.no_grad()
-def validate(
-    recipe: Recipe, handle: Handle, source: RouteModel, model: Any, tokenizer: Any
-) -> dict[str, dict[str, float]]:
-    """Score held-out samples as inference routes them, lengths in turn.
+def validate(engine: "Engine", packs: Iterable[PackedBatch]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Measure held-out packs as inference routes them; ranks share them.
 
     Returns:
-        kind -> {"score": share right (exact kinds) or token accuracy, "lm_loss", "msr"}.
+        {"categories": name -> facts, "tasks": name -> facts}. Facts: "samples"; "loss", cross-entropy of an answer's
+        token; "accuracy", share of the answers' tokens that are greedy predictions; "exact", share of the answers that
+        are in whole; "msr", model sparsity ratio. A category also has "low", "high", its interval, and "outside", how
+        far its mean MSR lies outside of it.
     """
-    data = StepDataset(recipe.data, tokenizer, seed=recipe.seed, steps=1)
-    lengths, results = recipe.data.lengths, {}
-    for kind in kinds_of(recipe.data):
-        rows = [
-            draw_row(
-                kind,
-                seed=recipe.seed,
-                index=i,
-                length=lengths[i % len(lengths)],
-                corpora=data.corpora,
-                tokenizer=tokenizer,
-                split=_SPLIT,
-            )
-            for i in range(recipe.validation_samples)
-        ]
-        sums = {"score": 0.0, "lm_loss": 0.0, "msr": 0.0}
-        for row in rows:
-            batch = collate_rows([row], pad=pad_token(tokenizer)).to(model.device)
-            with handle.routed_by(source.decide, is_sampling=False, prompt_lengths=batch.prompt_lengths) as record:
-                loss, accuracy = score_answers(model, batch)
-            is_exact = KINDS[kind].metric == "exact"
-            sums["score"] += float(accuracy.item() == 1.0) if is_exact else accuracy.item()
-            sums["lm_loss"] += loss.item()
-            sums["msr"] += model_sparsity_ratio(record.stack()).item()
-        results[kind] = {name: value / max(1, len(rows)) for name, value in sums.items()}
-    return results
+    held = list(packs)
+    groups = {
+        "categories": Tally(sorted({c for p in held for c in p.categories}), FIELDS, engine.device),
+        "tasks": Tally(sorted({t for p in held for t in p.tasks}), FIELDS, engine.device),
+    }
+    for first in range(0, len(held), engine.world_size):
+        turn = held[first : first + engine.world_size]
+        # Sharded ranks work together, so one without a pack goes along with another's.
+        has_pack = engine.rank < len(turn)
+        pack = (turn[engine.rank] if has_pack else turn[0]).to(engine.device)
+        values = engine.measure(pack)
+        if has_pack:
+            groups["categories"].add(pack.categories, **values)
+            groups["tasks"].add(pack.tasks, **values)
+    result: dict[str, dict[str, dict[str, Any]]] = {}
+    for group, tally in groups.items():
+        tally.table = engine.total(tally.table)
+        means = tally.means()
+        result[group] = {
+            name: {"samples": count, **{field: means[field][name] for field in FIELDS}}
+            for name, count in tally.counts().items()
+        }
+    for name, facts in result["categories"].items():
+        if interval := engine.recipe.intervals.get(name):
+            outside = max(interval.low - facts["msr"], facts["msr"] - interval.high, 0.0)
+            facts |= {"low": interval.low, "high": interval.high, "outside": outside}
+    return result

@@ -1,11 +1,9 @@
 """The [data.packs] table of a recipe."""
 
 import pytest
-from made_rows import make_tokenizer
 
 from elastic_attention import RecipeError
-from elastic_attention.training.batches import StepDataset
-from elastic_attention.training.recipe import DataConfig, PackConfig, load_recipe
+from elastic_attention.training.recipe import PackConfig, load_recipe
 
 RECIPE = 'model = "m"\nsteps = 3\n[intervals]\ncode = { low = 0.8, high = 1.0 }\n'
 
@@ -17,10 +15,11 @@ def read(tmp_path, table):
 
 
 def test_table_and_its_defaults(tmp_path):
-    assert read(tmp_path, "").packs is None
-    assert read(tmp_path, "[data.packs]\n").packs == PackConfig()
+    assert read(tmp_path, "").packs == read(tmp_path, "[data.packs]\n").packs == PackConfig()
     packs = read(
-        tmp_path, '[data.packs]\nfiles = ["a.jsonl"]\nover_long = "skip"\ntemplate = { enable_thinking = false }\n'
+        tmp_path,
+        '[data.packs]\nfiles = ["a.jsonl"]\nheldout_files = ["b.jsonl"]\nover_long = "skip"\n'
+        "template = { enable_thinking = false }\n",
     ).packs
     assert packs.files == ("a.jsonl",) and packs.template == {"enable_thinking": False}
     assert (packs.tokens, packs.per_step) == (65_536, 24)
@@ -33,14 +32,10 @@ def test_table_and_its_defaults(tmp_path):
         ("[data.packs]\ntokens = 0\n", "data.packs.tokens=0"),
         ("[data.packs]\nlookahead = 0\n", "data.packs.lookahead=0"),
         ('[data.packs]\nover_long = "drop"\n', "'drop' is unknown; use one of"),
-        ('[data]\nkinds = ["needle"]\n[data.packs]\nfiles = ["a.jsonl"]\n', "give one of them"),
+        ('[data.packs]\nfiles = ["a.jsonl"]\n', "validate_every needs data.packs.heldout_files"),
+        ('[data]\nkinds = ["needle"]\n[data.packs]\nfiles = ["a.jsonl"]\nheldout_files = ["b"]\n', "give one"),
     ],
 )
 def test_bad_tables_name_the_key(tmp_path, table, named):
     with pytest.raises(RecipeError, match=named):
         read(tmp_path, table)
-
-
-def test_padded_batches_refuse_packs():
-    with pytest.raises(RecipeError, match=r"\[data.packs\] asks for packs"):
-        StepDataset(DataConfig(packs=PackConfig()), make_tokenizer(), seed=0, steps=1)

@@ -2,10 +2,10 @@ import json
 import pickle
 
 import pytest
-from made_rows import make_row, make_rows, write_rows
 
 from elastic_attention import DataError
 from elastic_attention.training.data.sources import open_source
+from made_rows import make_row, make_rows, write_rows
 
 ROWS = make_rows(11)
 
@@ -99,7 +99,7 @@ def test_what_cannot_be_opened(tmp_path):
     (damaged / "state.json").write_text('{"_data_files": 3}')
     for name, said in {
         "nowhere.jsonl": "no such file",
-        "a.csv": ".csv is unknown; give a .jsonl or .parquet",
+        "a.csv": ".csv is unknown; give a .jsonl, .json or .parquet",
         "empty.jsonl": "holds no record",
         "bad.parquet": "no readable Parquet file",
         "folder": "a folder without state.json",

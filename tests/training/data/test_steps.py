@@ -5,14 +5,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from made_rows import make_corpus, make_row, make_rows, make_tokenizer, write_rows
 
 from elastic_attention import DataError, RecipeError
-from elastic_attention.training.batches import stream_steps
 from elastic_attention.training.data.encoding import Encoder
 from elastic_attention.training.data.record import check_record
-from elastic_attention.training.data.steps import PackedSteps, open_corpus, read_heldout
+from elastic_attention.training.data.steps import PackedSteps, open_corpus, read_heldout, stream_steps
 from elastic_attention.training.recipe import DataConfig, PackConfig
+from made_rows import make_corpus, make_row, make_rows, make_tokenizer, write_rows
 
 ROWS = make_rows(40)
 SHARED = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20)
@@ -167,6 +166,20 @@ def test_heldout_samples_come_once(tmp_path):
         list(read_heldout(make_config(tmp_path), make_tokenizer(), seed=0))
 
 
-def test_recipe_without_packs():
-    with pytest.raises(RecipeError, match=r"no \[data.packs\] table"):
-        PackedSteps(DataConfig(), make_tokenizer(), seed=0, steps=1)
+@pytest.mark.parametrize("per_task", [1, 2, 50])
+def test_heldout_samples_may_be_limited_by_task(tmp_path, per_task):
+    rows = [make_row(i, category="code", metadata={"task": "ab"[i % 3 == 0]}) for i in range(9)]
+    config = make_config(tmp_path, heldout_files=(str(write_rows(tmp_path / "heldout.jsonl", rows)),))
+    batches = list(read_heldout(config, make_tokenizer(), seed=0, per_task=per_task))
+    found = sorted(i for b in batches for i in b.sample_ids.tolist())
+    assert found == sorted([i for i in range(9) if i % 3][:per_task] + [0, 3, 6][:per_task])
+
+
+def test_identity_is_of_the_samples_not_of_their_place(tmp_path):
+    one = make_steps(tmp_path).corpus
+    (tmp_path / "elsewhere").mkdir()
+    assert make_steps(tmp_path / "elsewhere").corpus.identity == one.identity
+    assert make_steps(tmp_path, rows=ROWS[:39]).corpus.identity != one.identity
+    rows = [*ROWS, make_row(90, words=400)]
+    cut, left_out = (make_steps(tmp_path, rows=rows, over_long=p).corpus for p in ("truncate_middle", "skip"))
+    assert cut.identity != left_out.identity

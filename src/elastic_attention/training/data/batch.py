@@ -70,11 +70,18 @@ class PackedBatch:
 
         A sample's loss is the mean over the tokens that count; a token that does not count weighs 0.
         """
-        lengths = (self.cu_seqlens[1:] - self.cu_seqlens[:-1]).long()
+        lengths = self.cu_seqlens.diff().long()
         sample = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
-        is_counted = self.targets != IGNORED
-        counts = torch.zeros_like(lengths).index_add_(0, sample, is_counted.long()).clamp(min=1)
-        return torch.where(is_counted, (self.weights / counts)[sample], 0.0)
+        return torch.where(self.targets != IGNORED, (self.weights / self.count_targets())[sample], 0.0)
+
+    def average_samples(self, values: Tensor) -> Tensor:
+        """Mean of `values` (N,) over the tokens of each sample that count, (S,); the others must be 0."""
+        return torch.segment_reduce(values, "sum", lengths=self.cu_seqlens.diff().long()) / self.count_targets()
+
+    def count_targets(self) -> Tensor:
+        """(S,) float32, tokens of each sample that count, at least 1."""
+        is_counted = (self.targets != IGNORED).float()  # whole numbers: exact up to 2^24 tokens
+        return torch.segment_reduce(is_counted, "sum", lengths=self.cu_seqlens.diff().long()).clamp(min=1)
 
 
 def join_samples(samples: Sequence[PackedSample], *, loss_on: str = "response") -> PackedBatch:

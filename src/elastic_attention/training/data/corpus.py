@@ -1,5 +1,7 @@
 """All samples of a run, from every file, as one numbered corpus."""
 
+import hashlib
+import json
 import logging
 from bisect import bisect_right
 from collections.abc import Collection, Sequence
@@ -13,7 +15,7 @@ from .caching import cache_folder, tokenize_source
 from .encoding import Encoder
 from .fitting import Fitting, fit_samples, keep_pieces
 from .sources import RecordSource
-from .store import SampleStore
+from .store import COLUMNS, SampleStore
 
 _logger = logging.getLogger(__name__)
 
@@ -32,11 +34,13 @@ class Corpus:
         known: categories that may occur, None = any.
         cache: folder of the caches, None = the user's.
         workers: processes that tokenise.
+        bad_records: "error" or "skip", of `tokenize_source`.
 
     Attributes:
         lengths: (samples,) int64, tokens of each sample as it stands in a pack.
         categories: (samples,) int64, numbers of `category_names`.
         fitting: what the policy did.
+        skipped: why each malformed record was left out.
 
     Raises:
         DataError: a record is malformed or of an unknown category, or a sample is too long for the policy.
@@ -52,9 +56,13 @@ class Corpus:
         known: Collection[str] | None = None,
         cache: str | None = None,
         workers: int = 0,
+        bad_records: str = "error",
     ) -> None:
         folder = cache_folder(cache)
-        self._stores = [tokenize_source(source, encoder, folder, workers=workers) for source in sources]
+        self._stores = [
+            tokenize_source(source, encoder, folder, workers=workers, bad_records=bad_records) for source in sources
+        ]
+        self.skipped = [reason for store in self._stores for reason in store.facts["skipped"]]
         self._starts = np.cumsum([0, *map(len, self._stores)]).tolist()
         self.category_names = sorted({name for store in self._stores for name in store.category_names})
         self.categories = np.concatenate([self._number_categories(store) for store in self._stores])
@@ -63,7 +71,8 @@ class Corpus:
 
         def where(number: int) -> str:
             store = bisect_right(self._starts, number) - 1
-            return sources[store].where(number - self._starts[store])
+            row = self._stores[store].column("row")[number - self._starts[store]]
+            return sources[store].where(int(row))
 
         for number, name in enumerate(self.category_names):
             if known is not None and name not in known:
@@ -78,6 +87,8 @@ class Corpus:
             where=where,
         )
         self.lengths = lengths - self.fitting.removed
+        if self.skipped:
+            _logger.warning("%d malformed records are left out; the first: %s", len(self.skipped), self.skipped[0])
         if self.fitting.over_long:
             _logger.warning("%s", self.fitting)
 
@@ -88,6 +99,28 @@ class Corpus:
         numbers = np.array([self.category_names.index(name) for name in store.category_names])
         return numbers[store.column("category")]
 
+    @property
+    def largest_token(self) -> int:
+        """The largest token id of all samples."""
+        return max(store.facts["largest_token"] for store in self._stores)
+
+    @property
+    def identity(self) -> str:
+        """Checksum of records, tokenizer and cuts; with equal ones, every number means the same sample."""
+        stores = [store.folder.name for store in self._stores]
+        parts = [stores, self.fitting.removed.tolist(), self.fitting.kept.tolist()]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    def first_of_tasks(self, count: int) -> np.ndarray:
+        """Numbers of the first `count` samples of each task, ascending."""
+        by_task: dict[str, list[int]] = {}
+        for number in self.fitting.kept.tolist():
+            which = bisect_right(self._starts, number) - 1
+            store = self._stores[which]
+            task = store.task_names[store.table[number - self._starts[which], COLUMNS.index("task")]]
+            by_task.setdefault(task, []).append(number)
+        return np.array(sorted(number for group in by_task.values() for number in group[:count]), dtype=np.int64)
+
     def report(self) -> dict[str, Any]:
         """Facts for a record: samples and tokens of each category, and what became of over-long samples."""
         kept = self.fitting.kept
@@ -95,7 +128,12 @@ class Corpus:
         for number, name in enumerate(self.category_names):
             chosen = kept[self.categories[kept] == number]
             rows[name] = {"samples": len(chosen), "tokens": int(self.lengths[chosen].sum())}
-        return {"categories": rows, "over_long": self.fitting.over_long, "over_long_policy": self.fitting.policy}
+        return {
+            "categories": rows,
+            "over_long": self.fitting.over_long,
+            "over_long_policy": self.fitting.policy,
+            "skipped": len(self.skipped),
+        }
 
     def sample(self, number: int, weight: float) -> PackedSample:
         """Read a sample, cut as the policy says; `weight` is its share of the step's loss."""

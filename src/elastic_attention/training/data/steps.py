@@ -4,17 +4,18 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 import numpy as np
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from ...errors import RecipeError
-from ..batches import kinds_of
+from ...tasks import KINDS
 from ..recipe import DataConfig, PackConfig
 from .batch import PackedBatch, join_samples
 from .corpus import Corpus
 from .encoding import Encoder
+from .formats import FormattedSource
 from .generated import GeneratedSource
 from .packing import PackPlan
-from .sources import RecordSource, open_source
+from .sources import RecordSource, open_rows, open_source
 from .weights import weigh_categories
 
 _HELDOUT = "heldout"
@@ -24,7 +25,7 @@ class PackedSteps(Dataset[list[PackedBatch]]):
     """Item i is the list of forwards of step i on one rank. The step number is the whole state of the data.
 
     Args:
-        config: of a recipe with a [data.packs] table.
+        config: of a recipe.
         tokenizer: a fast transformers tokenizer.
         seed, steps: of the run.
         categories: those that have an interval, None = any.
@@ -47,7 +48,7 @@ class PackedSteps(Dataset[list[PackedBatch]]):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.config, self.packs, self.steps = config, _packs_of(config), steps
+        self.config, self.packs, self.steps = config, config.packs, steps
         self.rank, self.world_size = rank, world_size
         if self.packs.per_step % world_size:
             raise RecipeError(
@@ -55,7 +56,7 @@ class PackedSteps(Dataset[list[PackedBatch]]):
                 f"{-(-self.packs.per_step // world_size) * world_size}."
             )
         self.corpus = open_corpus(config, tokenizer, seed=seed, categories=categories)
-        self.plan = _plan_corpus(self.corpus, self.packs, seed)
+        self.plan = _plan_corpus(self.corpus, self.packs, seed, self.corpus.fitting.kept)
 
     def __len__(self) -> int:
         return self.steps
@@ -79,6 +80,29 @@ class PackedSteps(Dataset[list[PackedBatch]]):
         return self.corpus.category_names[self.corpus.categories[sample]]
 
 
+def stream_steps(dataset: PackedSteps, start: int) -> Iterator[list[PackedBatch]]:
+    """The packs of the steps from `start` on, in order, read ahead by the workers of the recipe."""
+    workers = dataset.config.workers
+    loader: DataLoader[Any] = DataLoader(
+        Subset(dataset, range(start, len(dataset))),
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+    )
+    return iter(loader)
+
+
+def kinds_of(config: DataConfig) -> tuple[str, ...]:
+    """The kinds of generated samples.
+
+    Raises:
+        RecipeError: an unknown kind.
+    """
+    if unknown := sorted(set(config.kinds) - set(KINDS)):
+        raise RecipeError(f"data.kinds has unknown kinds {unknown}; choose from {sorted(KINDS)}.")
+    return config.kinds or tuple(KINDS)
+
+
 def open_corpus(
     config: DataConfig,
     tokenizer: Any,
@@ -86,71 +110,91 @@ def open_corpus(
     seed: int,
     categories: Collection[str] | None = None,
     split: str = "train",
+    samples: int | None = None,
 ) -> Corpus:
     """The samples of a recipe: its files, or the project's own tasks where it names none.
 
     Args:
-        config: of a recipe with a [data.packs] table.
+        config: of a recipe.
         tokenizer: a fast transformers tokenizer.
         seed: of generated samples.
         categories: those that may occur, None = any.
         split: "train" or "heldout".
+        samples: number of generated ones, None = as the recipe says.
 
     Raises:
         RecipeError: held-out samples are wanted of files and `heldout_files` is empty.
         DataError: as in `Corpus`.
     """
-    packs, encoder = _packs_of(config), Encoder(tokenizer, _packs_of(config).template)
-    files = packs.heldout_files if split == _HELDOUT else packs.files
-    if packs.files and not files:
+    packs, encoder = config.packs, Encoder(tokenizer, config.packs.template)
+    sources = open_files(packs, split)
+    if packs.has_files and not sources:
         raise RecipeError("data.packs.heldout_files is empty; name files of held-out records.")
     generated = GeneratedSource(
         kinds=kinds_of(config),
         lengths=config.lengths,
-        count=packs.samples,
+        count=packs.samples if samples is None else samples,
         corpora=config.corpora,
         encoder=encoder,
         seed=seed,
         split=split,
     )
-    sources: list[RecordSource] = [open_source(file) for file in files] or [generated]
     return Corpus(
-        sources,
+        sources or [generated],
         encoder,
         capacity=packs.tokens,
         over_long=packs.over_long,
         known=categories,
         cache=packs.cache,
         workers=config.workers,
+        bad_records=packs.bad_records,
     )
 
 
-def read_heldout(config: DataConfig, tokenizer: Any, *, seed: int) -> Iterator[PackedBatch]:
+def open_files(packs: PackConfig, split: str) -> list[RecordSource]:
+    """The files of a split: records, then data sets in their own formats.
+
+    Raises:
+        DataError: a file is missing, empty or of no known kind.
+    """
+    is_heldout = split == _HELDOUT
+    found = [open_source(file) for file in (packs.heldout_files if is_heldout else packs.files)]
+    for item in packs.sources:
+        for file in item.heldout_files if is_heldout else item.files:
+            rows, task = open_rows(file), item.task or item.format
+            formatted = FormattedSource(
+                rows=rows, format=item.format, category=item.category, task=task, shots=item.shots
+            )
+            found.append(formatted)
+    return found
+
+
+def read_heldout(config: DataConfig, tokenizer: Any, *, seed: int, per_task: int = 0) -> Iterator[PackedBatch]:
     """Every held-out sample once, in packs; the weights refer to all of them together.
+
+    Args:
+        config, tokenizer, seed: as in `open_corpus`.
+        per_task: the first so many samples of each task, 0 = all.
 
     Raises:
         RecipeError, DataError: as in `open_corpus`.
     """
-    corpus = open_corpus(config, tokenizer, seed=seed, split=_HELDOUT)
-    order, edges = _plan_corpus(corpus, _packs_of(config), seed).epoch(0)
+    count = per_task * len(kinds_of(config)) if per_task and not config.packs.has_files else None
+    corpus = open_corpus(config, tokenizer, seed=seed, split=_HELDOUT, samples=count)
+    kept = corpus.first_of_tasks(per_task) if per_task else corpus.fitting.kept
+    order, edges = _plan_corpus(corpus, config.packs, seed, kept).epoch(0)
     weights = weigh_categories([corpus.category_names[corpus.categories[i]] for i in order])
     for begin, end in zip(edges[:-1], edges[1:], strict=True):
         samples = [corpus.sample(int(order[place]), weights[place]) for place in range(begin, end)]
         yield join_samples(samples, loss_on=config.loss_on)
 
 
-def _plan_corpus(corpus: Corpus, packs: PackConfig, seed: int) -> PackPlan:
+def _plan_corpus(corpus: Corpus, packs: PackConfig, seed: int, samples: np.ndarray) -> PackPlan:
     return PackPlan(
-        corpus.fitting.kept,
+        samples,
         corpus.lengths,
         corpus.categories,
         capacity=packs.tokens,
         lookahead=packs.lookahead,
         seed=seed,
     )
-
-
-def _packs_of(config: DataConfig) -> PackConfig:
-    if config.packs is None:
-        raise RecipeError("the recipe has no [data.packs] table; add one to train on packs.")
-    return config.packs

@@ -11,11 +11,11 @@ from ...errors import DataError
 from ...records import write_file
 from .encoding import EncodedSample
 
-FORMAT = 1
+FORMAT = 2
 TOKENS, TABLE, FACTS = "tokens.u32", "samples.i64", "store.json"
 # Columns of the table; the two names are numbers of the lists in the facts.
 COLUMNS = ("offset", "length", "context_first", "context_last", "question_first", "question_last", "response_first",
-           "category", "task")  # fmt: skip
+           "category", "task", "row")  # fmt: skip
 
 
 class StoreWriter:
@@ -26,26 +26,46 @@ class StoreWriter:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self._offset, self._count = folder, 0, 0
+        self._skipped: list[str] = []
+        self._largest = 0
         self._names: dict[str, dict[str, int]] = {"category": {}, "task": {}}
         self._tokens, self._table = (folder / TOKENS).open("wb"), (folder / TABLE).open("wb")
 
+    def skip(self, reason: str) -> None:
+        """Note a row that is left out."""
+        self._skipped.append(reason)
+
     def add(self, sample: EncodedSample, category: str, task: str) -> None:
-        """Append a sample."""
+        """Append the sample of the next row."""
         numbers = [self._names[kind].setdefault(name, len(self._names[kind])) for kind, name in
                    (("category", category), ("task", task))]  # fmt: skip
         length = len(sample.tokens)
         row = [self._offset, length, *sample.context, *sample.question, sample.response[0], *numbers]
+        row.append(self._count + len(self._skipped))
         self._tokens.write(sample.tokens.astype("<u4").tobytes())
         self._table.write(np.array(row, dtype="<i8").tobytes())
         self._offset, self._count = self._offset + length, self._count + 1
+        self._largest = max(self._largest, int(sample.tokens.max()))
 
     def finish(self) -> None:
-        """Write the facts last, so that a folder with facts is whole."""
+        """Write the facts last, so that a folder with facts is whole.
+
+        Raises:
+            DataError: every row was left out.
+        """
+        if not self._count:
+            raise DataError(f"no record is left, {len(self._skipped)} are malformed; the first: {self._skipped[0]}")
         for file in (self._tokens, self._table):
             file.flush()
             os.fsync(file.fileno())
         names = {f"{kind}_names": list(numbers) for kind, numbers in self._names.items()}
-        counts = {"format": FORMAT, "samples": self._count, "tokens": self._offset}
+        counts = {
+            "format": FORMAT,
+            "samples": self._count,
+            "tokens": self._offset,
+            "skipped": self._skipped,
+            "largest_token": self._largest,
+        }
         self.close()
         write_file(self.folder / FACTS, json.dumps(counts | names, indent=1))
 

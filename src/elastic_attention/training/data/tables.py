@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import DataError
-from .record import check_keys
 
 _STATE, _SPLITS = "state.json", "dataset_dict.json"
 
@@ -18,8 +17,7 @@ class _Table(abc.ABC):
     """Rows in groups of which one is held at a time: the rows of a group are read together."""
 
     def __init__(self, path: Path, files: list[Path], counts: list[int], columns: list[str]) -> None:
-        check_keys(columns, str(path))
-        self.path, self._files = path, files
+        self.path, self.columns, self._files = path, columns, files
         self._starts = [0]
         for count in counts:
             self._starts.append(self._starts[-1] + count)
@@ -59,7 +57,7 @@ class ParquetSource(_Table):
     """A Parquet file; its row groups are the groups.
 
     Raises:
-        DataError: the file is damaged or has other columns, or pyarrow is missing.
+        DataError: the file is damaged, or pyarrow is missing.
     """
 
     def __init__(self, path: Path) -> None:
@@ -79,8 +77,7 @@ class DatasetSource(_Table):
     """A folder written by `Dataset.save_to_disk`; its record batches are the groups, mapped into memory.
 
     Raises:
-        DataError: the folder is no such dataset, holds several splits, is damaged or has other columns, or pyarrow is
-            missing.
+        DataError: the folder is no such dataset, holds several splits or is damaged, or pyarrow is missing.
     """
 
     def __init__(self, path: Path) -> None:

@@ -18,10 +18,12 @@ class RouteModel(ABC):
 
     Attributes:
         granularity: of the configuration that the model is attached with; says what `pooled` holds.
+        has_decay: weight decay acts on its matrices.
         loss, constraint: what it is trained with unless the recipe's [objective] says otherwise.
     """
 
     granularity: ClassVar[str] = "head"
+    has_decay: ClassVar[bool] = True
     loss: ClassVar[str] = "lm"
     constraint: ClassVar[str] = "interval"
 

@@ -25,6 +25,7 @@ class StaticMask(RouteModel):
         values: (L_routed, G) float32, what learns.
     """
 
+    has_decay = False
     name: ClassVar[str]
 
     def __init__(self, recipe: "Recipe", handle: "Handle") -> None:
@@ -65,5 +66,6 @@ class StaticMask(RouteModel):
             self.values.copy_(state[self.name])
 
     def export(self, folder: Path, facts: dict[str, Any]) -> None:
-        facts = facts | {"sparse_pattern": to_dict(self.config.sparse_pattern)}
+        patterns = {name: to_dict(self.config)[name] for name in ("sparse_pattern", "full_pattern")}
+        facts = facts | patterns
         save_static_routes(folder, self.mask(), self.state(), facts)

@@ -1,0 +1,93 @@
+"""Exchanges between processes that carry gradients.
+
+Shape letters: P processes of the group, n tokens of this process, N tokens of all, h heads of one process, D head dim.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .ranks import naming_lost_ranks
+
+
+def spread_heads(x: Tensor, counts: list[int], group: dist.ProcessGroup) -> Tensor:
+    """All heads of my tokens, (n, P, h, D), become my heads of all tokens, (N, h, D).
+
+    Args:
+        x: contiguous or not; n = counts[rank].
+        counts: tokens of each process.
+    """
+    return _ToHeads.apply(x, counts, group)
+
+
+def gather_heads(x: Tensor, counts: list[int], group: dist.ProcessGroup) -> Tensor:
+    """The way back: my heads of all tokens, (N, h, D), become all heads of my tokens, (n, P, h, D)."""
+    return _ToTokens.apply(x, counts, group)
+
+
+def sum_copies(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """The sum over the processes, on each of them. Its gradient is the sum of the gradients, for each copy is used."""
+    return _Sum.apply(x, group)
+
+
+class _ToHeads(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, counts: list[int], group: dist.ProcessGroup) -> Tensor:
+        ctx.counts, ctx.group = counts, group
+        return _to_heads(x, counts, group)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return _to_tokens(grads[0], ctx.counts, ctx.group), None, None
+
+
+class _ToTokens(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, counts: list[int], group: dist.ProcessGroup) -> Tensor:
+        ctx.counts, ctx.group = counts, group
+        return _to_tokens(x, counts, group)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return _to_heads(grads[0], ctx.counts, ctx.group), None, None
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        return _sum(x, group)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return _sum(grads[0], ctx.group), None
+
+
+def _to_heads(x: Tensor, counts: list[int], group: dist.ProcessGroup) -> Tensor:
+    mine, size, *head = x.shape
+    sent = x.transpose(0, 1).contiguous().view(size * mine, *head)  # by receiver
+    received = x.new_empty(sum(counts), *head)
+    with naming_lost_ranks():
+        dist.all_to_all_single(received, sent, counts, [mine] * size, group=group)
+    return received
+
+
+def _to_tokens(x: Tensor, counts: list[int], group: dist.ProcessGroup) -> Tensor:
+    mine, size, head = counts[dist.get_rank(group)], len(counts), x.shape[1:]
+    received = x.new_empty(size * mine, *head)
+    with naming_lost_ranks():
+        dist.all_to_all_single(received, x.contiguous(), [mine] * size, counts, group=group)
+    return received.view(size, mine, *head).transpose(0, 1)
+
+
+def _sum(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    total = x.clone(memory_format=torch.contiguous_format)
+    with naming_lost_ranks():
+        dist.all_reduce(total, group=group)
+    return total

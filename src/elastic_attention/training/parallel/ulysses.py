@@ -1,0 +1,110 @@
+"""Ulysses sequence parallelism: each process holds a part of a pack's tokens, and in attention a part of the heads.
+
+All but attention works token by token, so it needs no change. Around attention, tokens of all heads are exchanged for
+heads of all tokens; there every process sees whole sequences, and kernels, patterns and routes work as ever.
+
+Shape letters: P processes, n tokens of this process, N tokens of the pack, S sequences, H query heads, G KV heads,
+D head dim.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ...errors import RecipeError
+from ...kernels.spans import Spans
+from ...models.tokens import Tokens
+from ...types import stage
+from .collectives import gather_heads, spread_heads, sum_copies
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SequenceExchange:
+    """The tokens of one pack, spread over a group of processes.
+
+    Attributes:
+        group: of the processes.
+        rank: of this one in it.
+        counts: tokens of each process, in the order of the pack.
+    """
+
+    group: dist.ProcessGroup
+    rank: int
+    counts: list[int]
+
+    @property
+    def own(self) -> slice:
+        """The places of my tokens in the pack."""
+        first = sum(self.counts[: self.rank])
+        return slice(first, first + self.counts[self.rank])
+
+    def take(self, hidden: Tensor, index: Tensor) -> Tensor:
+        """Rows of the whole pack, on every process: hidden (1, n, width), index (S, m) -> (S, m, width)."""
+        place = index - self.own.start
+        is_mine = (place >= 0) & (place < hidden.shape[1])
+        chosen = hidden[0, place.clamp(0, hidden.shape[1] - 1)]
+        return sum_copies(torch.where(is_mine[..., None], chosen, 0), self.group)
+
+    def own_heads(self, routes: Tensor) -> Tensor:
+        """The part of routes (S, G) that is for my KV heads."""
+        size, num_kv_heads = len(self.counts), routes.shape[1]
+        first = self.rank * num_kv_heads // size
+        return routes[:, first : first + max(1, num_kv_heads // size)]
+
+    def to_heads(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q (1, H, n, D), k and v (1, G, n, D) of my tokens -> my heads of all tokens, (1, H/P, N, D) and (1, g, N, D).
+
+        A KV head goes to every process that has query heads of it: g = G/P, at least 1.
+        """
+        size = len(self.counts)
+        copies = max(1, size // k.shape[1])
+        parts = [x[0].transpose(0, 1) for x in (q, k, v)]
+        parts[1:] = [x.repeat_interleave(copies, dim=1) if copies > 1 else x for x in parts[1:]]
+        mine = spread_heads(torch.cat([x.unflatten(1, (size, -1)) for x in parts], dim=2), self.counts, self.group)
+        heads = [x.shape[1] // size for x in parts]
+        q, k, v = (x.transpose(0, 1)[None] for x in mine.split(heads, dim=1))
+        return q, k, v
+
+    def to_tokens(self, out: Tensor) -> Tensor:
+        """My heads of all tokens, (1, H/P, N, D), become all heads of my tokens, (1, H, n, D)."""
+        return gather_heads(out[0].transpose(0, 1), self.counts, self.group).flatten(1, 2).transpose(0, 1)[None]
+
+
+def describe_pack(lengths: list[int], device: torch.device, exchange: SequenceExchange) -> Tokens:
+    """A pack of whole sequences of these lengths, as the layers of a process that holds a part of it see it."""
+    length = torch.tensor(lengths, dtype=torch.int32)
+    start = stage(length.cumsum(0, dtype=torch.int32) - length, device)
+    length = stage(length, device)
+    spans = Spans(
+        query_start=start,
+        query_length=length,
+        key_start=start,
+        key_length=length,
+        is_packed=True,
+        max_query_length=max(lengths),
+    )
+    return Tokens.packed(spans, lengths, exchange)
+
+
+def cut_evenly(num_tokens: int, size: int) -> list[int]:
+    """Tokens of each of `size` processes; they differ by one at most."""
+    return [num_tokens // size + (rank < num_tokens % size) for rank in range(size)]
+
+
+def check_heads(num_q_heads: int, num_kv_heads: int, size: int) -> None:
+    """Can `size` processes share the heads?
+
+    Raises:
+        RecipeError: they cannot.
+    """
+
+    def fits(n: int) -> bool:
+        return num_kv_heads % n == 0 or (n % num_kv_heads == 0 and num_q_heads % n == 0)
+
+    if not fits(size):
+        raise RecipeError(
+            f"parallel.sequence={size} does not fit {num_kv_heads} KV heads and {num_q_heads} query heads; use one of "
+            f"{[n for n in range(1, num_q_heads + 1) if fits(n)]}."
+        )

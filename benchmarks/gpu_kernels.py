@@ -5,7 +5,8 @@
 
 Before anything is timed, every backend is compared with the float64 oracle; if one differs, nothing is reported and
 the exit code is 1. What cannot run here stands in the record under `missing`, what there was no time for under
-`skipped`. `--add` keeps what an earlier run measured and this one does not; rows of one shape always come from one run.
+`skipped`. The record is written after every shape, and `--add` goes on where it stands: what it holds is not measured
+again.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 
+import gpu_decode
 import gpu_parts
 import peers
 import torch
@@ -31,6 +33,7 @@ from elastic_attention.evaluation.oracle import OracleMismatch, check_against_or
 from elastic_attention.evaluation.session import choose_device
 from elastic_attention.evaluation.shapes import AttentionShape
 from elastic_attention.evaluation.timing import Run, time_interleaved
+from elastic_attention.paging.verbs import verbs_for
 
 try:
     import triton
@@ -46,6 +49,8 @@ BACKENDS = ("hopper", "triton")
 
 def measure_ceilings(bench: KernelBench) -> None:
     """Copy rate, read-only rate and matrix rate: what every other number is read against."""
+    if not bench.is_due("ceilings"):
+        return
     device, scale = bench.device, bench.options.ceiling_scale
     size, side = 2**31 // scale, max(64, 8192 // scale)
     source = torch.randn(size, device=device, dtype=bench.dtype)
@@ -87,7 +92,7 @@ def _launch_read(source: Tensor, out: Tensor, block: int, warps: int, _: int) ->
 def measure_prefill_section(bench: KernelBench) -> None:
     """Prefill on every shape; the hybrid peers on the first heads and batch 1 only, where their plans fit."""
     options = bench.options
-    dense, missing = peers.find_dense(bench.device)
+    dense, missing = bench.find_dense()
     own = [own_kernel(name, PATTERN) for name in bench.backends]
     hybrid: list[Kernel] = []
     if "hybrid" in options.peers:
@@ -96,7 +101,7 @@ def measure_prefill_section(bench: KernelBench) -> None:
     for entry in missing:
         bench.note_missing("prefill", entry.name, entry.reason)
     for shape in _list_shapes(options):
-        if bench.is_late("prefill", **shape.as_row()):
+        if not bench.is_due("prefill", **shape.as_row()):
             continue
         kernels = own + (dense if "dense" in options.peers else [])
         is_main = shape.batch == 1 and (shape.num_q_heads, shape.num_kv_heads, shape.head_dim) == HEADS[0]
@@ -130,33 +135,41 @@ def _list_shapes(options: argparse.Namespace) -> Iterator[AttentionShape]:
 
 
 def count_launches(bench: KernelBench) -> None:
-    """Device kernels of one `hybrid_attention` call, from a profiler trace."""
+    """Device kernels of one `hybrid_attention` and one decode call, heads of both kinds, from a profiler trace."""
     if bench.device.type != "cuda":
         bench.note_missing("launches", "trace", "needs a GPU")
         return
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
-    shape = AttentionShape(tokens=32768)
+    shape = AttentionShape(tokens=bench.options.trace_tokens)
     q, k, v = shape.draw(bench.device, bench.dtype)
     routes = shape.spread_sparse(0.5).to(bench.device)
-    for name in bench.backends:
-        call = functools.partial(hybrid_attention, q, k, v, routes, pattern=PATTERN, backend=name)
+    calls: dict[str, Callable[[], object]] = {
+        name: functools.partial(hybrid_attention, q, k, v, routes, pattern=PATTERN, backend=name)
+        for name in bench.backends
+    }
+    cell = gpu_decode.DecodeCell(shape=shape, routes=shape.spread_sparse(0.5), bench=bench)
+    calls["paged"] = functools.partial(gpu_decode.plan_paged(cell, verbs_for(bench.device)), 0)
+    for name, call in calls.items():
+        if not bench.is_due("launches", kernel=name):
+            continue
         for _ in range(2):
             call()
         torch.cuda.synchronize()
         with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as trace:
             call()
             torch.cuda.synchronize()
-        kernels = [event.name for event in trace.events() if event.device_type == DeviceType.CUDA]
-        bench.add("launches", {"kernel": name, "launches": len(kernels), "names": sorted(set(kernels))})
+        kernels = [event.name[:120] for event in trace.events() if event.device_type == DeviceType.CUDA]
+        row = {"kernel": name, "msr": 0.5, "launches": len(kernels), "names": sorted(kernels)}
+        bench.add("launches", shape.as_row() | row)
 
 
 SECTIONS: dict[str, Callable[[KernelBench], None]] = {
     "ceilings": measure_ceilings,
     "launches": count_launches,
     "router": gpu_parts.measure_router,
-    "decode": gpu_parts.measure_decode,
+    "decode": gpu_decode.measure_decode,
     "prefill": measure_prefill_section,
     "blended": gpu_parts.measure_blended,
     "xattention": gpu_parts.measure_xattention,
@@ -198,6 +211,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--backends", nargs="*", default=list(BACKENDS))
     parser.add_argument("--peers", nargs="*", choices=["dense", "hybrid"], default=["dense", "hybrid"])
+    parser.add_argument("--dense", nargs="*", help="only these dense kernels, such as fa3 'sdpa cudnn'")
     parser.add_argument("--lengths", type=int, nargs="*", default=list(LENGTHS))
     parser.add_argument("--hybrid-lengths", type=int, nargs="*", default=[32768, 131072])
     parser.add_argument("--batches", type=int, nargs="*", default=[1, 4])
@@ -211,6 +225,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--densities", type=float, nargs="*", default=[0.05, 0.15, 0.30])
     parser.add_argument("--router-batches", type=int, nargs="*", default=[1, 4, 16])
     parser.add_argument("--router-layers", type=int, default=36)
+    parser.add_argument("--trace-tokens", type=int, default=32768)
     parser.add_argument("--ceiling-scale", type=int, default=1, help="divides the sizes behind the ceilings")
     return parser.parse_args(arguments)
 

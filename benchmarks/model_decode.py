@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import functools
-import gc
-import math
 import statistics
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from sections import Bench, Rows
+from model_bench import Clock, ModelBench, draw_routes, name_dense
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
@@ -22,79 +18,6 @@ from elastic_attention.models.cache_layer import claim_layer
 from elastic_attention.models.captured import CapturedDecoder
 from elastic_attention.patterns import build_pattern
 from elastic_attention.types import HeadRoutes
-
-SEED = 0
-
-
-@dataclass(kw_only=True)
-class Clock:
-    """Time that attention takes inside a forward: pairs of marks, on the device where there is one."""
-
-    device: torch.device
-    marks: list[tuple[Any, Any]] = field(default_factory=list)
-
-    def mark(self) -> Any:
-        """Now, in the order of the device's work."""
-        if self.device.type != "cuda":
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-    def seconds_between(self, begin: Any, end: Any) -> float:
-        """Seconds from one mark to another; both must have passed."""
-        return begin.elapsed_time(end) / 1e3 if self.device.type == "cuda" else end - begin
-
-    def take(self) -> float:
-        """Seconds within all pairs since the last call."""
-        total = sum(self.seconds_between(*pair) for pair in self.marks)
-        self.marks = []
-        return total
-
-
-@dataclass(kw_only=True)
-class ModelBench(Bench):
-    """A run on one model."""
-
-    model: Any
-    clock: Clock
-    dense: list[str]
-
-    def add(self, section: str, *rows: dict[str, Any]) -> None:
-        """Keep and print rows; each names the model."""
-        super().add(section, *({"model": self.name, **row} for row in rows))
-
-    @property
-    def name(self) -> str:
-        """The model's name, with what was done to it."""
-        return self.options.model + (" fused" if self.options.fused else "")
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Layers, KV heads, head dim."""
-        config = self.model.config
-        return config.num_hidden_layers, config.num_key_value_heads, config.head_dim
-
-    @property
-    def dense_bytes_per_token(self) -> int:
-        """Keys and values of one token in the base model's cache."""
-        layers, heads, head_dim = self.shape
-        return layers * heads * head_dim * 2 * self.model.dtype.itemsize
-
-
-def name_dense(kernel: str) -> str:
-    """The name of a dense kernel among transformers' attention functions.
-
-    "flash" must not be in it: transformers would look for a kernel of that name to download.
-    """
-    return "dense_" + kernel.replace("flash", "fa2").replace(" ", "_")
-
-
-def draw_routes(ratio: float, layers: int, heads: int) -> Tensor:
-    """(layers, heads) bool with the number of sparse heads nearest to `ratio` of all, drawn over all places."""
-    count = round(ratio * layers * heads)
-    order = torch.randperm(layers * heads, generator=torch.Generator().manual_seed(SEED))
-    return (order < count).view(layers, heads)
 
 
 class FilledLayer(CacheLayerMixin):
@@ -130,8 +53,8 @@ class FilledLayer(CacheLayerMixin):
     get_max_cache_shape = get_max_length  # the name before transformers 5.20
 
 
-def make_dense_step(bench: ModelBench, name: str, batch: int, tokens: int) -> Callable[[int], object]:
-    """One greedy decode step of the base model over a cache of `tokens`, with the dense kernel `name`."""
+def make_dense_step(bench: ModelBench, batch: int, tokens: int) -> Callable[[int], object]:
+    """One greedy decode step of the base model over a cache of `tokens`, with the attention that it is set to."""
     layers, heads, head_dim = bench.shape
     shape = (batch, heads, tokens, head_dim)
     cache = Cache(
@@ -189,8 +112,7 @@ def time_step(bench: ModelBench, step: Callable[[], object]) -> dict[str, Any]:
         if bench.device.type == "cuda":
             torch.cuda.synchronize()
     seconds = [bench.clock.seconds_between(*pair) for pair in marks[1:]]
-    peak = torch.cuda.max_memory_allocated() if bench.device.type == "cuda" else 0
-    return {"seconds": statistics.median(seconds), "peak_bytes": peak, "repeats": len(seconds)}
+    return {"seconds": statistics.median(seconds), "peak_bytes": bench.measure_peak(), "repeats": len(seconds)}
 
 
 def _capture_step(device: torch.device, step: Callable[[int], object]) -> Callable[[], object]:
@@ -219,56 +141,47 @@ def measure_copy_rate(device: torch.device, count: int) -> float:
     return 2 * source.nbytes / statistics.median(clock.seconds_between(*pair) for pair in clock.marks[1:])
 
 
-def measure_decode(bench: ModelBench, handle: Any) -> None:
+def measure_decode(bench: ModelBench) -> None:
     """Decode steps over caches of random values, dense beside elastic, as captured graphs."""
+    if not bench.options.decode_cells:
+        return
     rate, weights = measure_copy_rate(bench.device, bench.options.copy_bytes), count_step_bytes(bench.model)
     bench.add("ceilings", {"name": "copy", "terabytes_per_second": rate / 1e12})
-    layers, heads, _ = bench.shape
     for tokens, batch in bench.options.decode_cells:
-        if bench.is_late("decode", tokens=tokens, batch=batch):
-            continue
-        runs: dict[tuple[str, float], Callable[[], object]] = {}
-        for name in bench.dense:
-            runs[name, 0.0] = functools.partial(_time_dense, bench, handle, name, batch, tokens)
-        for ratio in bench.options.ratios:
-            routes = draw_routes(ratio, layers, heads)
-            runs["elastic", float(routes.float().mean())] = functools.partial(
-                _time_elastic, bench, handle, routes, batch, tokens
-            )
-        rows: Rows = []
-        for (name, msr), run in runs.items():
-            _free(bench.device)
-            try:
-                row = run()
-            except (RuntimeError, ValueError, TypeError, ElasticAttentionError) as error:
-                bench.note_missing("decode", name, error, tokens=tokens, batch=batch, msr=msr)
+        for kernel, ratio in [(name, None) for name in bench.dense] + [("elastic", r) for r in bench.options.ratios]:
+            routes = draw_routes(ratio or 0.0, *bench.shape[:2])
+            cell = {"tokens": tokens, "batch": batch, "kernel": kernel, "pair": None if ratio is None else "fa-ssa"}
+            cell["msr"] = float(routes.float().mean())
+            if not bench.is_due("decode", **cell):
                 continue
-            rows.append({"tokens": tokens, "batch": batch, "kernel": name, "msr": msr} | row)
-        best = min((row["seconds"] for row in rows if row["kernel"] != "elastic"), default=math.nan)
-        for row in rows:
-            bound = (weights + row["kv_bytes"]) / rate
-            row |= {"tokens_per_second": batch / row["seconds"], "speedup": best / row["seconds"]}
-            row |= {"bound_seconds": bound, "bound_share": bound / row["seconds"]}
+            bench.free()
+            try:
+                if ratio is None:
+                    row = _time_dense(bench, kernel, batch, tokens)
+                else:
+                    row = _time_elastic(bench, routes, batch, tokens)
+            except (RuntimeError, ValueError, TypeError, ElasticAttentionError) as error:
+                bench.note_missing("decode", kernel, error, **{k: v for k, v in cell.items() if k != "kernel"})
+                continue
+            row |= {"tokens_per_second": batch / row["seconds"], "bound_seconds": (weights + row["kv_bytes"]) / rate}
             row["kv_bytes_dense"] = batch * tokens * bench.dense_bytes_per_token
-        bench.add("decode", *rows)
-        bench.save()
-    _free(bench.device)
+            bench.add("decode", cell | row)
+            bench.save()
+    bench.free()
 
 
-def _time_dense(bench: ModelBench, handle: Any, name: str, batch: int, tokens: int) -> dict[str, Any]:
-    _restart_peak(bench.device)
-    with handle.disabled():
-        bench.model.set_attn_implementation(name_dense(name))
-        step = _capture_step(bench.device, make_dense_step(bench, name, batch, tokens))
-        return time_step(bench, step) | {"kv_bytes": batch * tokens * bench.dense_bytes_per_token}
+def _time_dense(bench: ModelBench, name: str, batch: int, tokens: int) -> dict[str, Any]:
+    bench.model.set_attn_implementation(name_dense(name))
+    step = _capture_step(bench.device, make_dense_step(bench, batch, tokens))
+    return time_step(bench, step) | {"kv_bytes": batch * tokens * bench.dense_bytes_per_token}
 
 
-def _time_elastic(bench: ModelBench, handle: Any, routes: Tensor, batch: int, tokens: int) -> dict[str, Any]:
+def _time_elastic(bench: ModelBench, routes: Tensor, batch: int, tokens: int) -> dict[str, Any]:
     if bench.device.type != "cuda":
         raise BackendUnavailable("A captured step needs a GPU.")
-    _restart_peak(bench.device)
-    row = time_step(bench, make_elastic_step(bench, handle, routes, batch, tokens))
-    return row | {"kv_bytes": batch * count_kv_bytes(bench, handle, routes, tokens)}
+    with bench.attached() as handle:
+        row = time_step(bench, make_elastic_step(bench, handle, routes, batch, tokens))
+        return row | {"kv_bytes": batch * count_kv_bytes(bench, handle, routes, tokens), "backend": handle.backend}
 
 
 def count_kv_bytes(bench: ModelBench, handle: Any, routes: Tensor, tokens: int) -> int:
@@ -277,11 +190,6 @@ def count_kv_bytes(bench: ModelBench, handle: Any, routes: Tensor, tokens: int) 
     sparse = int(routes.sum())
     per_row = bench.dense_bytes_per_token // routes.numel()
     return per_row * (sparse * held + (routes.numel() - sparse) * tokens)
-
-
-def _restart_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
 
 
 def find_largest_batch(fits: Callable[[int], bool], guess: int) -> int:
@@ -296,47 +204,39 @@ def find_largest_batch(fits: Callable[[int], bool], guess: int) -> int:
     return batch
 
 
-def measure_largest_batch(bench: ModelBench, handle: Any) -> None:
-    """The most sequences of one length whose caches fit beside the weights and decode a step, dense and elastic."""
+def measure_largest_batch(bench: ModelBench) -> None:
+    """The most sequences of one length whose caches fit, and a decode step of them, dense and elastic."""
     if bench.device.type != "cuda":
-        bench.note_missing("batch", "largest batch", "needs a GPU")
+        bench.note_missing("batches", "largest batch", "needs a GPU")
         return
-    tokens, name = bench.options.batch_tokens, bench.dense[-1]
-    layers, heads, _ = bench.shape
-    routes = draw_routes(bench.options.batch_ratio, layers, heads)
-
-    def run_dense(batch: int) -> None:
-        with torch.inference_mode(), handle.disabled():
-            bench.model.set_attn_implementation(name_dense(name))
-            make_dense_step(bench, name, batch, tokens)(0)
-
-    def run_elastic(batch: int) -> None:
-        make_elastic_step(bench, handle, routes, batch, tokens)()
-
-    def fits(run: Callable[[int], None], batch: int) -> bool:
-        _free(bench.device)
-        try:
-            run(batch)
-            torch.cuda.synchronize()
-        except torch.OutOfMemoryError:
-            return False
-        return True
-
-    for kernel, run, num_bytes in (
-        (name, run_dense, tokens * bench.dense_bytes_per_token),
-        ("elastic", run_elastic, count_kv_bytes(bench, handle, routes, tokens)),
-    ):
-        if bench.is_late("batches", tokens=tokens, kernel=kernel):
+    tokens = bench.options.batch_tokens
+    routes = draw_routes(bench.options.batch_ratio, *bench.shape[:2])
+    dense_bytes = tokens * bench.dense_bytes_per_token
+    with bench.attached() as handle:
+        share = count_kv_bytes(bench, handle, routes, tokens) / dense_bytes
+    runs: dict[str, tuple[float, Callable[[int], dict[str, Any]], float]] = {
+        bench.dense[-1]: (0.0, lambda batch: _time_dense(bench, bench.dense[-1], batch, tokens), 1.0),
+        "elastic": (float(routes.float().mean()), lambda batch: _time_elastic(bench, routes, batch, tokens), share),
+    }
+    for kernel, (msr, run, kept) in runs.items():
+        cell = {"tokens": tokens, "kernel": kernel, "pair": "fa-ssa" if kernel == "elastic" else None, "msr": msr}
+        if not bench.is_due("batches", **cell):
             continue
-        _free(bench.device)
+        found: dict[int, dict[str, Any]] = {0: {}}
+
+        def fits(batch: int, run: Callable[[int], dict[str, Any]] = run, found: Any = found) -> bool:
+            bench.free()
+            try:
+                found[batch] = run(batch)
+            except torch.OutOfMemoryError:
+                return False
+            return True
+
+        bench.free()
         free, _ = torch.cuda.mem_get_info()
-        msr = float(routes.float().mean()) if kernel == "elastic" else 0.0
-        largest = find_largest_batch(functools.partial(fits, run), int(0.95 * free / num_bytes))
-        bench.add("batches", {"tokens": tokens, "kernel": kernel, "msr": msr, "largest_batch": largest})
-    _free(bench.device)
-
-
-def _free(device: torch.device) -> None:
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+        largest = find_largest_batch(fits, int(0.95 * free / (kept * dense_bytes)))
+        row = found[largest]
+        row |= {"tokens_per_second": largest / row["seconds"]} if row else {}
+        bench.add("batches", cell | {"largest_batch": largest} | row)
+        bench.save()
+    bench.free()

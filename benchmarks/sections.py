@@ -11,17 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peers import Missing, find_dense
 
 from elastic_attention.errors import ElasticAttentionError
+from elastic_attention.evaluation.bench_gpu import Kernel
 from elastic_attention.evaluation.oracle import OracleMismatch
 from elastic_attention.evaluation.session import describe_device, measure_peak_bytes
 from elastic_attention.records import build_record, read_record, write_record
 
 Rows = list[dict[str, Any]]
 
-_CELL = ("model", "tokens", "batch", "heads", "kv_heads", "head_dim")
-_NAMES = ("section", "name", "kernel")
-_NAMED_SECTIONS = ("missing", "launches", "oracle", "ceilings", "batches")
+# What a row is about; the rest of it is what was found.
+_IDENTITY: tuple[str, ...] = ("model", "section", "name", "kernel", "pair", "density", "msr", "phase")
+_IDENTITY += ("tokens", "batch", "heads", "kv_heads", "group_size", "head_dim")
+_PLACES = {"prefill": "rows"}  # sections whose rows have another name in the record
 
 
 @dataclass(kw_only=True)
@@ -50,7 +53,7 @@ class Bench:
         self.add("missing", {"section": section, "name": name, "reason": text, **cell})
 
     def open_record(self, **facts: Any) -> None:
-        """Say what the record is about, and read the one that `--add` adds to.
+        """Say what the record is about, and read the one that `--add` goes on with.
 
         Args:
             facts: command, config, model, data and versions of the record.
@@ -59,41 +62,53 @@ class Bench:
         if path is not None and self.options.add and path.exists():
             self.before = read_record(path)
 
+    def holds(self, section: str, **cell: Any) -> bool:
+        """Has a row of this cell been measured, now or by an earlier run of the record?"""
+        old = self.before["metrics"].get(section, []) if self.before is not None else []
+        return any(_agrees(row, cell) for row in [*old, *self.rows.get(section, [])])
+
+    def complete(self, sections: dict[str, Rows]) -> None:
+        """Fill in what follows from several rows, whichever run they are from; nothing by default."""
+
     def save(self) -> None:
         """Write the record to `--json` as far as it has come; the file is whole at any time."""
         if self.options.json is None:
             return
-        run: dict[str, Any] = {"sections": self.options.only, "seconds": time.perf_counter() - self.began}
+        run: dict[str, Any] = {"options": _plain(self.options), "seconds": time.perf_counter() - self.began}
         run["versions"] = self.facts["versions"]
-        runs, rows, models, peak = [run], self.rows, [self.facts["model"]], measure_peak_bytes(self.device) or 0
+        metrics = self.before["metrics"] if self.before is not None else {}
+        old = {name: found for name, found in metrics.items() if isinstance(found, list) and name != "runs"}
+        runs = [*metrics.get("runs", []), run]
+        new = {name: [row | {"run": len(runs) - 1} for row in found] for name, found in self.rows.items()}
+        rows, models, peak = merge_rows(old, new), [self.facts["model"]], measure_peak_bytes(self.device) or 0
+        self.complete(rows)
         if self.before is not None:
-            metrics = self.before["metrics"]
-            old = {name: found for name, found in metrics.items() if isinstance(found, list) and name != "runs"}
-            runs, rows = [*metrics.get("runs", []), run], merge_rows(old, rows)
             models, peak = [self.before["model"], *models], max(peak, self.before["bytes"] or 0)
         named = dict.fromkeys(name for model in models if model for name in model.split(", "))
         record = build_record(
             self.facts["command"],
-            config=self.facts["config"] | {"options": _plain(self.options)},
+            config=self.facts["config"],
             model=", ".join(named) or None,
             data=self.facts["data"],
             device=describe_device(self.device),
             seed=0,
-            n=sum(map(len, rows.values())),
+            n=sum(len(found) for name, found in rows.items() if name not in ("missing", "skipped")),
             metrics={"rows": [], **rows},
             seconds=sum(entry["seconds"] for entry in runs),
             bytes=peak,
         )
-        # Each run says when and from which commit; the rows of one shape always come from one run.
+        # Every row names its run, and a run says with which options, when, and from which commit.
         run |= {"commit": record["package"]["commit"], "created": record["created"]}
         write_record(self.options.json, record | {"metrics": record["metrics"] | {"runs": runs}})
 
-    def is_late(self, section: str, **cell: Any) -> bool:
-        """Is the time used up? Then the cell is listed as skipped."""
-        if time.perf_counter() - self.began < self.options.max_seconds:
+    def is_due(self, section: str, **cell: Any) -> bool:
+        """Is this cell still to be measured? One that the time is used up for is listed as skipped."""
+        if self.holds(_PLACES.get(section, section), **cell):
             return False
+        if time.perf_counter() - self.began < self.options.max_seconds:
+            return True
         self.add("skipped", {"section": section, **cell})
-        return True
+        return False
 
 
 @dataclass(kw_only=True)
@@ -106,6 +121,11 @@ class KernelBench(Bench):
     def dtype(self) -> torch.dtype:
         """Of the inputs: bfloat16 on a GPU."""
         return torch.bfloat16 if self.device.type == "cuda" else torch.float32
+
+    def find_dense(self) -> tuple[list[Kernel], list[Missing]]:
+        """The dense kernels that `--dense` leaves, and what is missing."""
+        kernels, missing = find_dense(self.device)
+        return [k for k in kernels if self.options.dense is None or k.name in self.options.dense], missing
 
 
 def run_sections(bench: Bench, sections: dict[str, Callable[[], None]]) -> None:
@@ -128,36 +148,42 @@ def add_shared_options(parser: argparse.ArgumentParser, sections: list[str]) -> 
     """Options that both benchmarks have."""
     parser.add_argument("--only", nargs="*", choices=sections, default=sections)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--add", action="store_true", help="keep what the record already holds of other shapes")
+    parser.add_argument("--add", action="store_true", help="go on with the record; what it holds is not measured again")
     parser.add_argument("--max-seconds", type=float, default=math.inf, help="begin nothing new after this")
     parser.add_argument("--device")
 
 
 def merge_rows(old: dict[str, Rows], new: dict[str, Rows]) -> dict[str, Rows]:
-    """Section by section the old rows of shapes that the new ones do not cover, then the new ones.
+    """Section by section the old rows and the new ones; of two rows about the same, the new one.
 
-    What was skipped before and is measured now is skipped no more.
+    What was skipped or missing before and is there now is named no more.
     """
 
-    def key_of(section: str, row: dict[str, Any]) -> tuple[Any, ...]:
-        return tuple(row.get(key) for key in (_CELL + _NAMES if section in _NAMED_SECTIONS else _CELL))
+    def key_of(row: dict[str, Any]) -> tuple[Any, ...]:
+        return tuple(row.get(key) for key in _IDENTITY)
 
     merged: dict[str, Rows] = {}
     for section in dict.fromkeys((*old, *new)):
-        taken = {key_of(section, row) for row in new.get(section, [])}
-        kept = [row for row in old.get(section, []) if key_of(section, row) not in taken]
-        merged[section] = kept + new.get(section, [])
-    place = {"prefill": "rows"}
-    merged["skipped"] = [
-        row
-        for row in merged.get("skipped", [])
-        if not any(_covers(found, row) for found in merged.get(place.get(row["section"], row["section"]), []))
-    ]
+        taken = {key_of(row) for row in new.get(section, [])}
+        merged[section] = [row for row in old.get(section, []) if key_of(row) not in taken] + new.get(section, [])
+    there = {name: list(found) for name, found in merged.items() if name not in ("missing", "skipped")}
+    merged["missing"] = [row for row in merged.get("missing", []) if not _is_there(there, row)]
+    for row in merged["missing"]:
+        there.setdefault(_PLACES.get(row["section"], row["section"]), []).append(row | {"kernel": row["name"]})
+    merged["skipped"] = [row for row in merged.get("skipped", []) if not _is_there(there, row)]
     return merged
 
 
-def _covers(found: dict[str, Any], skipped: dict[str, Any]) -> bool:
-    return all(found.get(key) == skipped[key] for key in _CELL if key in skipped)
+def _is_there(sections: dict[str, Rows], absent: dict[str, Any]) -> bool:
+    """Is what `absent` says was skipped or missing among the rows all the same?"""
+    cell = {key: value for key, value in absent.items() if key in _IDENTITY and key not in ("section", "name")}
+    if "name" in absent:
+        cell["kernel"] = absent["name"]
+    return any(_agrees(row, cell) for row in sections.get(_PLACES.get(absent["section"], absent["section"]), []))
+
+
+def _agrees(row: dict[str, Any], cell: dict[str, Any]) -> bool:
+    return all(row.get(key) == value for key, value in cell.items())
 
 
 def _plain(options: argparse.Namespace) -> dict[str, Any]:

@@ -91,7 +91,7 @@ def main() -> None:
             return False
         result = train(plan, options.output / name, max_seconds=left(), model=model, tokenizer=tokenizer)
         print(name, {k: v for k, v in result.items() if k != "validation"}, flush=True)
-        for kind, values in result.get("validation", {}).items():
+        for kind, values in (result.get("validation") or {"tasks": {}})["tasks"].items():
             print(f"  {kind:16s} " + " ".join(f"{k} {v:.3f}" for k, v in values.items()), flush=True)
         return result["is_finished"]
 
@@ -162,8 +162,9 @@ def main() -> None:
         modes = [Method(name="routed", folder=main, decode=mode, note=f"cache-{mode}") for mode in ("sparse", "full")]
         if not all(score_cached(method) for method in modes):
             return False
-        data = dataclasses.replace(recipe.data, tokens_per_step=options.frontier_tokens)
-        short = dataclasses.replace(recipe, data=data, checkpoint_every=0)
+        packs = recipe.data.packs
+        packs = dataclasses.replace(packs, per_step=max(1, options.frontier_tokens // packs.tokens))
+        short = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, packs=packs), checkpoint_every=0)
         for target in options.targets:
             for source, name in (("head_router", "routed"), ("static", "static")):
                 folder = f"frontier-{source}-{target:.3f}"

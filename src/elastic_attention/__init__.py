@@ -15,13 +15,16 @@ if TYPE_CHECKING:
         DataError,
         DownloadError,
         ElasticAttentionError,
+        LostRank,
         RecipeError,
         RouterMismatch,
+        TrainingDiverged,
         UnsupportedCache,
         UnsupportedModel,
     )
     from .models.attach import attach
     from .models.captured import SamplingConfig, generate_captured
+    from .models.checkpoint import read_static_routes
     from .models.handle import Handle, find_handle
     from .sparsity import effective_sparsity_ratio, model_sparsity_ratio
 
@@ -39,6 +42,7 @@ _HOMES = {
     "SamplingConfig": "models.captured",
     "generate_captured": "models.captured",
     "hybrid_attention": "attention",
+    "read_static_routes": "models.checkpoint",
     "blended_attention": "attention",
     "decode_attention": "attention",
     "model_sparsity_ratio": "sparsity",
@@ -54,8 +58,10 @@ _HOMES = {
         "DataError",
         "DownloadError",
         "ElasticAttentionError",
+        "LostRank",
         "RecipeError",
         "RouterMismatch",
+        "TrainingDiverged",
         "UnsupportedCache",
         "UnsupportedModel",
     )
@@ -72,11 +78,13 @@ __all__ = [
     "ElasticAttentionError",
     "ElasticConfig",
     "Handle",
+    "LostRank",
     "RecipeError",
     "RouterConfig",
     "RouterMismatch",
     "SamplingConfig",
     "StreamingConfig",
+    "TrainingDiverged",
     "TriangleConfig",
     "UnsupportedCache",
     "UnsupportedModel",
@@ -89,6 +97,7 @@ __all__ = [
     "generate_captured",
     "hybrid_attention",
     "model_sparsity_ratio",
+    "read_static_routes",
 ]
 
 

@@ -41,9 +41,17 @@ class CheckpointError(ElasticAttentionError, RuntimeError):
     """A training checkpoint is damaged or belongs to another run."""
 
 
+class TrainingDiverged(ElasticAttentionError, ArithmeticError):
+    """The loss of a training step is no number; the message names the step and the samples."""
+
+
 class DataError(ElasticAttentionError, ValueError):
     """A training record or data file is malformed; the message names file, line, key and remedy."""
 
 
 class DownloadError(ElasticAttentionError, RuntimeError):
     """A model or corpus could not be fetched, or its checksum is wrong."""
+
+
+class LostRank(ElasticAttentionError, RuntimeError):
+    """A process of a run on several GPUs died or hangs; the message names it where it is known."""

@@ -3,26 +3,10 @@
 import pytest
 import torch
 
+from byte_tokenizer import make_byte_tokenizer
 from elastic_attention import attach
 from elastic_attention.cli import main
 from tiny_models import elastic_config, make_model
-
-TEMPLATE = (
-    "{% for m in messages %}<user>{{ m['content'] }}</user>{% endfor %}{% if add_generation_prompt %}<reply>{% endif %}"
-)
-
-
-def make_byte_tokenizer():
-    """One token a byte."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {"<pad>": 0} | {letter: i + 1 for i, letter in enumerate(alphabet)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<pad>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", chat_template=TEMPLATE)
 
 
 @pytest.fixture(scope="session")

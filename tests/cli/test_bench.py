@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from elastic_attention import StreamingConfig
-from elastic_attention.evaluation import bench_cpu, oracle
+from elastic_attention.evaluation import bench_cpu, bench_decode, bench_gpu, oracle
+from elastic_attention.evaluation import session as session_module
 from elastic_attention.evaluation.memory import MemoryTask, measure_memory
 from elastic_attention.evaluation.overhead import measure_kv_bytes, measure_overhead
 from elastic_attention.evaluation.session import open_session
@@ -61,6 +62,79 @@ def test_the_reference_passes_its_own_gate():
 @pytest.mark.parametrize(("ratio", "heads", "count"), [(0.5, 3, 1), (0.7, 3, 2), (0.5, 8, 4), (0.7, 8, 6), (1.0, 3, 3)])
 def test_nearest_number_of_sparse_heads(ratio, heads, count):
     assert bench_cpu.choose_num_sparse(ratio, heads) == count
+
+
+@pytest.fixture
+def gpu_bench(monkeypatch):
+    """The way of a GPU, on the CPU, an eighth as long; says how many lengths fit and what fails."""
+    plan = {"failures": [], "fits": 3}
+    measure, measure_cells = bench_gpu.measure_gpu_kernels, bench_decode.measure_gpu_decode
+
+    def measure_small(lengths, *, device, backend, repeats):
+        options = {"device": torch.device("cpu"), "backend": backend, "repeats": repeats, "pattern": SMALL.pattern}
+        for number, (rows, _) in enumerate(measure([n // 8 for n in lengths], **options)):
+            if number == plan["fits"]:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")
+            yield rows, plan["failures"]
+
+    def measure_decode(cells, *, device, repeats):
+        options = {"device": torch.device("cpu"), "repeats": repeats, "pattern": SMALL.pattern}
+        return measure_cells([(tokens // 16, batch) for tokens, batch in cells], **options)
+
+    monkeypatch.setattr(bench_gpu, "measure_gpu_kernels", measure_small)
+    monkeypatch.setattr(bench_decode, "measure_gpu_decode", measure_decode)
+    monkeypatch.setattr(bench_decode, "CACHE_BYTES", 1)
+    monkeypatch.setattr(session_module, "choose_device", torch.device)
+    monkeypatch.setattr(bench_gpu, "describe_device", lambda device: "1 GPU")
+    monkeypatch.setattr(bench_gpu, "measure_peak_bytes", lambda device: 0)
+    return plan
+
+
+def test_gpu_rows(call, gpu_bench):
+    code, out, err = call("bench", "--device", "cuda", "--tokens", "2048", "--repeats", "1", "--json", "b.json")
+    assert code == 0, err
+    record = read_record("b.json")
+    rows = record["metrics"]["rows"]
+    assert [(row["kernel"], row["msr"]) for row in rows] == [
+        ("cpu", 0.0),
+        ("sdpa", 0.0),
+        ("cpu", 0.5),
+        ("cpu", 0.75),
+        ("cpu", 1.0),
+    ]
+    assert record["device"] == "1 GPU" and record["metrics"]["missing"] == []
+    assert "TFLOP/s" in out and "256" in out and "TB/s" in out
+    decode = record["metrics"]["decode"]
+    assert [(row["kernel"], row["batch"], row["msr"]) for row in decode[:5]] == [
+        ("sdpa", 1, 0.0),
+        ("paged", 1, 0.0),
+        ("paged", 1, 0.5),
+        ("paged", 1, 0.75),
+        ("paged", 1, 1.0),
+    ]
+    held = 48  # sink and window
+    assert [row["bytes"] for row in decode[:5]] == [
+        512 * n for n in (1024, 1024, 512 + 4 * held, 256 + 6 * held, 8 * held)
+    ]
+    assert decode[5]["batch"] == 8 and record["n"] == 15
+
+
+def test_a_gpu_kernel_that_fails_is_named(call, gpu_bench):
+    lost = {"tokens": 8192, "msr": 0.5, "reason": "no such device function"}
+    for kernel, exit_code in (("sdpa cudnn", 0), ("triton", 1)):
+        gpu_bench["failures"] = [lost | {"kernel": kernel}]
+        options = ["--device", "cuda", "--quick", "--tokens", "1024", "--repeats", "1", "--json", "b.json"]
+        code, out, _ = call("bench", *options)
+        assert code == exit_code and f"{kernel}: no such device function" in out
+        assert read_record("b.json")["metrics"]["missing"][0]["kernel"] == kernel
+
+
+def test_lengths_that_do_not_fit_a_gpu_end_the_table(call, gpu_bench, monkeypatch):
+    monkeypatch.setattr(bench_gpu, "LENGTHS", (1024, 2048))
+    gpu_bench["fits"] = 1
+    code, out, _ = call("bench", "--device", "cuda", "--repeats", "1", "--json", "b.json")
+    assert code == 0 and "does not fit this GPU: CUDA out of memory." in out
+    assert {row["tokens"] for row in read_record("b.json")["metrics"]["rows"]} == {128}
 
 
 @pytest.fixture(scope="module")

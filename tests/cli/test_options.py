@@ -19,10 +19,17 @@ OPTIONS = {
     ),
     "inspect": "--budget --device --dtype --json --model --picture --prompt-file --question --routers",
     "bench": "--backend --device --dtype --json --model --quick --repeats --routers --tokens --what",
-    "eval": "--budget --corpora --device --dtype --json --kind --length --model --output --routers --samples",
+    "eval": (
+        "--backend --batch-tokens --budget --data --device --dtype --json --lengths --methods --model --option "
+        "--output --routers --samples --seed --shard --suite --tasks --workers"
+    ),
     "train": "--device --json --max-seconds --output recipe",
     "convert": "--base --json --msr destination source",
-    "report": "--check --curves --frontier --head-map --html --json --log --recipe --results --tables records",
+    "report": "--check --curves --frontier --head-map --html --json --log --recipe --results --speed --tables records",
+    "serve": (
+        "--budget --context --device --dtype --engine --first-chunk-tokens --host --json --max-body-bytes "
+        "--max-new-tokens --max-requests --model --policy --port --routers --served-name --vllm-option"
+    ),
 }
 
 

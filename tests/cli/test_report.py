@@ -29,6 +29,18 @@ def test_page_and_picture(call, results, tmp_path):
     assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_picture_of_speed(call, tmp_path):
+    pytest.importorskip("matplotlib")
+    router = [{"kernel": "fused", "batch": batch, "milliseconds": 0.03} for batch in (1, 4)]
+    record = build_record(
+        "benchmarks/gpu_kernels.py", config={}, model=None, data="none", device="gpu", seed=0, n=2, seconds=1.0,
+        bytes=None, metrics={"rows": [], "router": router},
+    )  # fmt: skip
+    write_record(tmp_path / "speed.json", record)
+    code, out, _ = call("report", tmp_path / "speed.json", "--speed", "speed.svg")
+    assert code == 0 and "speed.svg" in out and (tmp_path / "speed.svg").is_file()
+
+
 def test_tables_are_renewed_and_checked(call, results, tmp_path):
     readme = tmp_path / "page.md"
     readme.write_text("<!-- table:demo -->\n<!-- /table:demo -->\n", encoding="utf-8")

@@ -215,7 +215,8 @@ def test_a_hub_id_that_cannot_be_fetched(model, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     with pytest.raises(AdapterError, match="someone/routers is no local folder and could not be fetched.*offline"):
         attach(model, "someone/routers", revision="abc")
-    assert asked == {"repo_id": "someone/routers", "revision": "abc", "allow_patterns": [CONFIG_FILE, WEIGHTS_FILE]}
+    files = [CONFIG_FILE, WEIGHTS_FILE, STATIC_FILE]
+    assert asked == {"repo_id": "someone/routers", "revision": "abc", "allow_patterns": files}
 
 
 def test_a_hub_id_that_answers(model, handle, folder, monkeypatch):

@@ -4,9 +4,10 @@ import dataclasses
 import functools
 
 import pytest
+import tiny_runs
 import torch
 import torch.nn.functional as F
-from tiny_runs import make_recipe, parts
+from tiny_runs import parts
 
 from elastic_attention.models.answers import IGNORED
 from elastic_attention.router import RouteNoise, RouteSampler
@@ -16,6 +17,11 @@ from elastic_attention.training.recipe import DataConfig, ObjectiveConfig, Route
 from elastic_attention.training.sources import SOURCES
 
 ROUNDING = 700 * torch.finfo(torch.float32).eps  # a pack has up to 700 tokens, so sums of so many terms
+
+
+def make_recipe(folder, packs=None, **overrides):
+    """Packs of more samples than those of the trainer's tests."""
+    return tiny_runs.make_recipe(folder, packs={"tokens": 700} | (packs or {}), **overrides)
 
 
 def open_engine(recipe, family="llama"):

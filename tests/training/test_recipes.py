@@ -21,8 +21,8 @@ SMALL_XA = XAttentionConfig(block_size=16, stride=4)
 
 
 def shrink(recipe, folder):
-    """Two short steps; what is read and what learns stay as they are."""
-    packs = {"tokens": 900, "per_step": 2, "cache": str(folder / "cache"), "samples": 6}
+    """One short step; what is read and what learns stay as they are."""
+    packs = {"tokens": 640, "per_step": 1, "cache": str(folder / "cache"), "samples": 6}
     lengths = (512,) if not recipe.data.packs.has_files else recipe.data.lengths
     data = dataclasses.replace(
         recipe.data,
@@ -35,7 +35,7 @@ def shrink(recipe, folder):
     pattern = SMALL_XA if isinstance(recipe.pattern, XAttentionConfig) else SMALL
     validate_every = min(recipe.validate_every, 1)
     return dataclasses.replace(
-        recipe, steps=2, data=data, pattern=pattern, validation_samples=1, validate_every=validate_every
+        recipe, steps=1, data=data, pattern=pattern, validation_samples=1, validate_every=validate_every
     )
 
 

@@ -17,7 +17,7 @@ def make_recipe(folder=None, **overrides):
 
     Without a folder there are no records: a recipe to look at, not to run.
     """
-    packs = {"tokens": 700, "per_step": 2, "lookahead": 4}
+    packs = {"tokens": 410, "per_step": 2, "lookahead": 4}
     if folder is not None:
         files = (write_rows(folder / f"{name}.jsonl", make_rows(n)) for name, n in (("train", 24), ("held", 6)))
         names = [(str(file),) for file in files]

@@ -4,12 +4,19 @@ import pytest
 from made_records import make_record
 
 from elastic_attention.errors import ElasticAttentionError
-from elastic_attention.viz.performance import save_kernel_speed, save_model_speed
+from elastic_attention.viz.performance import save_kernel_speed, save_model_speed, save_speed
 from elastic_attention.viz.speed_tables import (
+    render_absent,
     render_gpu_decode,
+    render_gpu_others,
     render_gpu_prefill,
+    render_gpu_prefill_short,
+    render_model_batches,
     render_model_decode,
+    render_model_decode_short,
     render_model_prefill,
+    render_model_prefill_short,
+    render_route_agreement,
 )
 
 
@@ -37,18 +44,24 @@ def kernels():
 
 @pytest.fixture
 def model():
-    def row(kernel, msr, tokens):
+    def row(kernel, msr, tokens, **changes):
         return {
             "model": "qwen3-8b", "kernel": kernel, "msr": msr, "tokens": tokens, "batch": 1, "seconds": 2.0 - msr,
             "speedup": 2 / (2 - msr), "dense_seconds": 2.0, "bound_seconds": 1.9 - msr, "kv_ratio": 1 - 0.9 * msr,
-            "tokens_per_second": 50.0,
-        }  # fmt: skip
+            "tokens_per_second": 50.0, "pair": None if kernel == "fa3" else "fa-ssa", "density": None,
+        } | changes  # fmt: skip
 
     rows = [row("fa3", 0.0, t) for t in (8192, 32768)]
-    rows += [row("elastic", msr, t) for msr in (0.0, 0.7, 1.0) for t in (8192, 32768)] + [row("router", 0.7, 8192)]
-    return make_record(
-        "benchmarks/gpu_model.py", {"rows": rows, "decode": [row("fa3", 0.0, 8192), row("elastic", 0.7, 8192)]}
-    )
+    rows += [row("elastic", msr, t) for msr in (0.0, 0.7, 1.0) for t in (8192, 32768)]
+    rows += [row("elastic", 0.7, 32768, pair=p, density=d) for p, d in (("fa-xa", 0.05), ("xa-ssa", 0.3))]
+    rows += [row("elastic", 0.7, 32768, pair="fa-ta"), row("fa3", 0.0, 8192, model="llama")]
+    decode = [row("fa3", 0.0, 8192), row("elastic", 0.7, 8192), row("elastic", 0.5, 8192)]
+    metrics = {"rows": rows, "decode": decode}
+    batch = {"model": "qwen3-8b", "tokens": 8192, "kernel": "elastic", "pair": "fa-ssa", "msr": 0.7}
+    metrics["batches"] = [batch | {"largest_batch": 20}]
+    metrics["missing"] = [{"section": "dense", "name": "fa3", "reason": "not installed"}]
+    metrics["skipped"] = [{"section": "prefill", "kernel": "elastic", "tokens": 262144, "msr": 0.7, "run": 1}]
+    return make_record("benchmarks/gpu_model.py", metrics)
 
 
 def read_texts(path):
@@ -77,11 +90,16 @@ def test_sections_that_are_missing_leave_no_panel(kernels, tmp_path):
 
 def test_model_panels(model, tmp_path):
     path = tmp_path / "model.svg"
-    save_model_speed(model, path)
+    save_speed(model, path)
     texts = read_texts(path)
-    for text in ("qwen3-8b: prefill", "qwen3-8b: decode", "dense, fa3", "elastic, MSR 0.70", "Amdahl"):
+    for text in ("qwen3-8b, dense", "dense, fa3", "elastic, MSR 0.70", "Amdahl", "Decode over dense", "XA-SSA", "30%"):
         assert text in texts, text
-    assert "router" not in texts
+    assert "llama" not in texts
+
+
+def test_speed_is_drawn_by_the_command_of_the_record(kernels, tmp_path):
+    save_speed(kernels, tmp_path / "a.svg")
+    assert "hopper" in read_texts(tmp_path / "a.svg")
 
 
 @pytest.mark.parametrize("save", [save_kernel_speed, save_model_speed])
@@ -92,17 +110,56 @@ def test_records_without_speed_are_refused(save, tmp_path):
 
 def test_tables_of_kernels(kernels):
     lines = render_gpu_prefill(kernels).splitlines()
-    assert len(lines) == 2 + 2 * 4 and lines[0].startswith("| Tokens | Heads | Kernel | TFLOP/s, MSR 0 |")
+    assert len(lines) == 2 + 2 * 4 and lines[0].startswith("| Heads | Batch | Tokens | Kernel | TFLOP/s, MSR 0 |")
     hopper = next(line for line in lines if "hopper" in line)
-    assert hopper == "| 8,192 | 32 / 8 × 128 | hopper | 600 | – | 600 | – | 600 | 1.50 | – |"
+    assert hopper == "| 32 / 8 × 128 | 1 | 8,192 | hopper | 600 | – | 600 | – | 600 | 1.50 | – |"
     decode = [row | {"milliseconds": 0.0424, "speedup": 1.25} for row in kernels["metrics"]["decode"]]
-    table = render_gpu_decode({"metrics": {"decode": decode}})
-    assert "| 32,768 | 1 | 0.50 | paged | 42.4 | 3.00 | 1.25 |" in table
+    metrics = {"decode": decode, "ceilings": kernels["metrics"]["ceilings"]}
+    table = render_gpu_decode({"metrics": metrics})
+    assert "| 32,768 | 1 | 0.50 | paged | 42.4 | 3.00 | 67% | 1.25 |" in table
+
+
+def test_the_short_table_shows_the_cell_with_most_kernels(kernels):
+    kernels["metrics"]["rows"].append(make_prefill("split fa3 + flex", 0.5, 8192))
+    lines = render_gpu_prefill_short(kernels).splitlines()
+    assert len(lines) == 2 + 5 and all(line.startswith("| 8,192 |") for line in lines[2:])
+
+
+def test_table_of_the_other_kernels(kernels):
+    metrics = kernels["metrics"]
+    metrics["launches"] = [{"kernel": "triton", "launches": 1, "names": ["_prefill"]}]
+    for row in metrics["blended"] + metrics["xattention"]:
+        row["milliseconds"] = 2.0
+    table = render_gpu_others(kernels)
+    assert "| launches of one call, full and sparse heads | triton | 1 | – |" in table
+    assert "| router of a layer, batch 4 | fused | 30.0 µs | – |" in table
+    assert "| XAttention, 5% of the blocks, 32,768 tokens | scoring | 2.00 ms | 0.040 |" in table
+    assert "| training, both paths, forward, 32,768 tokens | triton | 2.00 ms | 1.100 |" in table
+    assert "| training, dense, forward, 32,768 tokens | fa3 | 2.00 ms | 1.100 |" in table
 
 
 def test_tables_of_models(model):
     lines = render_model_prefill(model).splitlines()
-    assert len(lines) == 2 + 2 + 6 + 1
+    assert len(lines) == 2 + 2 + 6 + 3 + 1
     assert "| qwen3-8b | 8,192 | dense, fa3 | 0.00 | 2.00 | 1.00 | – | 1.00 | – |" in lines
-    assert any("elastic, with routers" in line for line in lines)
-    assert "| qwen3-8b | 8,192 | 1 | elastic | 0.70 | 50.0 | 1.54 | – | – |" in render_model_decode(model).splitlines()
+    assert any("XA-SSA, 30% of the blocks" in line for line in lines)
+    short = render_model_prefill_short(model).splitlines()
+    assert len(short) == 2 + 1 + 3 + 3 and all(line.startswith("| 32,768 |") for line in short[2:])
+    assert "| qwen3-8b | 8,192 | FA-SSA | 0.70 | 1 | 50.0 | 1.54 | – | – |" in render_model_decode(model).splitlines()
+    assert len(render_model_decode_short(model).splitlines()) == 2 + 2
+    assert "| qwen3-8b | 8,192 | FA-SSA | 0.70 | 20 | – | – |" in render_model_batches(model).splitlines()
+
+
+def test_what_is_absent_is_listed(model):
+    lines = render_absent(model).splitlines()
+    assert lines[2:] == [
+        "| dense | fa3 | – | not installed |",
+        "| prefill | elastic | tokens 262144, msr 0.7 | no time |",
+    ]
+
+
+def test_table_of_routes():
+    row = {"device": "cuda", "dtype": "bfloat16", "decisions": 1260, "agreement": 0.9992, "agreement_given_routes": 1.0}
+    row |= {"clear_ratio": 0.98, "differing_clear": 0, "largest_move": 0.31, "smallest_margin": 0.0125}
+    table = render_route_agreement({"metrics": {"rows": [row]}})
+    assert "| cuda | bfloat16 | 1,260 | 99.92% | 100.00% | 98.00% | 0 | 0.310 | 0.013 |" in table.splitlines()[2]

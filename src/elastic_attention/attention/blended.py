@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..config import SparsePattern, StreamingConfig, XAttentionConfig
+from ..errors import BackendUnavailable
 from ..kernels.backends import is_fused
 from ..kernels.gather import blend_gather
 from ..kernels.reference import blend_reference
@@ -41,7 +42,8 @@ def blended_attention(
         (B, H, T, D), differentiable in q, k, v and route.
 
     Raises:
-        ValueError, BackendUnavailable: as in `hybrid_attention`.
+        ValueError: as in `hybrid_attention`.
+        BackendUnavailable: as in `hybrid_attention`, or the backend has no gradient for these patterns.
     """
     validate(q, k, v, route, num_sequences=None if spans is None else len(spans.query_start), is_packed=False)
     factor = q.shape[-1] ** -0.5 if scale is None else scale
@@ -49,7 +51,13 @@ def blended_attention(
         spans = pad_spans(left_padding, q, k)
     chosen = choose_for(backend, q, k, v, pattern, is_training=True)
     if not isinstance(pattern, StreamingConfig) or full_pattern != "full":
-        return _blend_plans(q, k, v, route, pattern, full_pattern, factor, spans, prompt_lengths)
+        if is_fused(chosen) and backend != "auto":
+            raise BackendUnavailable(
+                f"backend={backend!r} has a gradient for streaming heads beside full ones only, not for "
+                f"pattern={pattern!r} with full_pattern={full_pattern!r}; use 'auto' or 'cpu'."
+            )
+        plain = "cpu" if is_fused(chosen) else chosen
+        return _blend_plans(q, k, v, route, pattern, full_pattern, factor, spans, prompt_lengths, plain)
     if is_fused(chosen):
         from ..kernels.triton.blended import blend_triton
 
@@ -81,12 +89,17 @@ def _blend_plans(
     scale: float,
     spans: Spans | None,
     prompt_lengths: Tensor | None,
+    backend: str,
 ) -> Tensor:
     """Two passes, for the patterns without a kernel that does both in one; the choice of blocks has no gradient."""
     outs = []
     for is_sparse in (False, True):
         routes = torch.full(route.shape, is_sparse, device=q.device)
-        plan = make_plan(q, k, routes, pattern, full_pattern, scale, spans, prompt_lengths, "cpu")
-        outs.append(attend_planned(q, k, v, plan, scale, spans, "cpu")[0])
-    weight = route.repeat_interleave(q.shape[1] // k.shape[1], dim=1)[..., None, None].to(q.dtype)
+        plan = make_plan(q, k, routes, pattern, full_pattern, scale, spans, prompt_lengths, backend)
+        outs.append(attend_planned(q, k, v, plan, scale, spans, backend)[0])
+    weight = route.repeat_interleave(q.shape[1] // k.shape[1], dim=1).to(q.dtype)
+    if spans is not None and spans.is_packed:  # one row of tokens, each with the weight of its sequence
+        weight = weight.repeat_interleave(spans.query_length.long(), dim=0, output_size=q.shape[2]).T[None, ..., None]
+    else:
+        weight = weight[..., None, None]
     return torch.lerp(outs[0], outs[1], weight)

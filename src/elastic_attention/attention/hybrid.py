@@ -10,6 +10,7 @@ from ..config import SparsePattern, XAttentionConfig
 from ..kernels.spans import Spans
 from .layout import pack_spans, pad_spans, validate
 from .plan import attend_planned, choose_for, make_plan
+from .short import attend_short, is_short
 
 
 def hybrid_attention(
@@ -73,7 +74,9 @@ def hybrid_attention(
         q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
     elif left_padding is not None:
         spans = pad_spans(left_padding, q, k)
-    chosen = choose_for(backend, q, k, v, pattern)
+    chosen = choose_for(backend, q, k, v, pattern, full_pattern)
+    if backend == "auto" and spans is None and not return_lse and is_short(q, k, pattern, full_pattern, chosen):
+        return attend_short(q, k, v, factor)
     plan = make_plan(q, k, head_is_sparse, pattern, full_pattern, factor, spans, prompt_lengths, chosen)
     out, lse = attend_planned(q, k, v, plan, factor, spans, chosen)
     if is_packed:

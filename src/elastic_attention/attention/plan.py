@@ -4,20 +4,23 @@ Shape letters: B sequences, T queries, S keys, H query heads, G KV heads, D head
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ..config import SparsePattern, StreamingConfig, TriangleConfig, XAttentionConfig
+from ..errors import BackendUnavailable
 from ..kernels.backends import check_tensors, choose_backend, is_fused
 from ..kernels.block_lists import BlockLists, count_rows, find_first_blocks, pack_mask
 from ..kernels.gather import attend_gather
 from ..kernels.masked import attend_masked
 from ..kernels.modes import FULL, LISTS, STREAMING, TRIANGLE
-from ..kernels.reference import attend_modes
+from ..kernels.reference import ChooseKeys, attend_modes
 from ..kernels.spans import Spans, list_spans
 from ..kernels.xattention import choose_blocks, score_blocks, select_blocks
-from ..patterns import TrianglePattern, XAttentionPattern, build_pattern
+from ..patterns import TokenChoice, TrianglePattern, XAttentionPattern, build_pattern
+from .reads import note_reads
 
 _CODES = {StreamingConfig: STREAMING, XAttentionConfig: LISTS, TriangleConfig: TRIANGLE}
 
@@ -28,10 +31,11 @@ class Plan:
 
     Attributes:
         head_is_sparse: (B, G) bool.
-        modes: (B, G) int32, numbers of `kernels.modes`.
+        modes: (B, G) int32 or uint8, numbers of `kernels.modes`.
         config: sizes of STREAMING and TRIANGLE heads.
         lists: key blocks of LISTS heads.
         dense_rows: (B, 2) int32, positions whose queries read everything in TRIANGLE and LISTS heads.
+        choose_keys: what the queries of LISTS heads read where each chooses by itself.
     """
 
     head_is_sparse: Tensor
@@ -39,18 +43,32 @@ class Plan:
     config: StreamingConfig
     lists: BlockLists | None
     dense_rows: Tensor | None
+    choose_keys: ChooseKeys | None = None
 
     @property
     def is_plain(self) -> bool:
         """Are there only full and streaming heads?"""
-        return self.lists is None and self.dense_rows is None
+        return self.lists is None and self.dense_rows is None and self.choose_keys is None
 
 
 def choose_for(
-    backend: str, q: Tensor, k: Tensor, v: Tensor, pattern: SparsePattern, *, is_training: bool = False
+    backend: str,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pattern: SparsePattern,
+    full_pattern: str | XAttentionConfig = "full",
+    *,
+    is_training: bool = False,
 ) -> str:
     """The backend for these tensors; see `choose_backend`."""
-    build_pattern(pattern)  # refuses what is no pattern
+    built = build_pattern(pattern)  # refuses what is no pattern
+    if isinstance(built, TokenChoice):
+        if is_fused(backend):
+            raise BackendUnavailable(
+                f"backend={backend!r} cannot run {built.name}: each query chooses its own keys. Use 'auto' or 'cpu'."
+            )
+        return "reference" if backend == "reference" else "cpu"
     has_gradient = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
     chosen = choose_backend(
         backend,
@@ -60,7 +78,8 @@ def choose_for(
         block_size=pattern.block_size,
         needs_gradient=is_training or has_gradient,
     )
-    return check_tensors(backend, chosen, q, k, v)
+    list_block = next((c.block_size for c in (full_pattern, pattern) if isinstance(c, XAttentionConfig)), None)
+    return check_tensors(backend, chosen, q, k, v, list_block=list_block)
 
 
 def make_plan(
@@ -79,21 +98,25 @@ def make_plan(
     Raises:
         ValueError: the two patterns cannot stand beside each other.
     """
+    built = build_pattern(pattern)
+    choice = built if isinstance(built, TokenChoice) else None
     xattention = next((c for c in (full_pattern, pattern) if isinstance(c, XAttentionConfig)), None)
     if full_pattern != "full" and not (full_pattern is xattention and isinstance(pattern, StreamingConfig)):
         raise ValueError(
             f"full_pattern={full_pattern!r} beside pattern={pattern!r} is unknown; use 'full', or an XAttentionConfig "
             "beside a StreamingConfig."
         )
-    sparse = _CODES[type(pattern)]
+    sparse = LISTS if choice is not None else _CODES[type(pattern)]
     full = FULL if full_pattern == "full" else LISTS
     routes = head_is_sparse.to(q.device)
-    is_numbered = (full, sparse) == (FULL, STREAMING) == (0, 1)  # one small launch instead of four
-    modes = routes.int() if is_numbered else torch.where(routes, sparse, full).int()
+    is_numbered = (full, sparse) == (FULL, STREAMING) == (0, 1)  # the bytes of a bool are the numbers: no launch
+    modes = routes.contiguous().view(torch.uint8) if is_numbered else torch.where(routes, sparse, full).int()
     dense_rows = None
     if isinstance(pattern, TriangleConfig):
         ends = prompt_lengths if prompt_lengths is not None else _key_lengths(q, k, spans)
         dense_rows = TrianglePattern(pattern).find_dense_rows(ends.to(q.device))
+    elif choice is not None and prompt_lengths is not None:
+        dense_rows = choice.find_dense_rows(prompt_lengths.to(q.device))
     elif xattention is not None and prompt_lengths is not None:
         dense_rows = XAttentionPattern(xattention).find_dense_rows(prompt_lengths.to(q.device))
     lists = None
@@ -104,11 +127,20 @@ def make_plan(
         with torch.no_grad():
             lists = build_lists(q, k, modes, xattention, scale, spans=spans, dense_rows=dense_rows)
     config = pattern.streaming if isinstance(pattern, TriangleConfig) else pattern
-    if isinstance(config, XAttentionConfig):  # no head streams; kernels want sizes all the same
+    if not isinstance(config, StreamingConfig):  # no head streams; kernels want sizes all the same
         config = StreamingConfig(
             num_sink_tokens=config.block_size, local_window=config.block_size, block_size=config.block_size
         )
-    return Plan(head_is_sparse=head_is_sparse, modes=modes, config=config, lists=lists, dense_rows=dense_rows)
+    if choice is None:
+        note_reads(modes, lists, dense_rows, config, q, k, spans)
+    return Plan(
+        head_is_sparse=head_is_sparse,
+        modes=modes,
+        config=config,
+        lists=lists,
+        dense_rows=dense_rows,
+        choose_keys=None if choice is None else partial(choice.show_keys, scale=scale),
+    )
 
 
 def attend_planned(
@@ -129,7 +161,18 @@ def attend_planned(
         return _attend_pieces(q, k, v, plan, scale, spans)
     else:
         attend = attend_masked
-    return attend(q, k, v, plan.modes, plan.config, scale, spans=spans, lists=plan.lists, dense_rows=plan.dense_rows)
+    return attend(
+        q,
+        k,
+        v,
+        plan.modes,
+        plan.config,
+        scale,
+        spans=spans,
+        lists=plan.lists,
+        dense_rows=plan.dense_rows,
+        choose_keys=plan.choose_keys,
+    )
 
 
 def _attend_pieces(

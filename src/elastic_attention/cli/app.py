@@ -15,6 +15,7 @@ from .eval import evaluate
 from .inspect import inspect
 from .report import report
 from .run import run
+from .serve import serve
 from .train import train
 
 WRONG_INPUT = 2
@@ -27,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, run, inspect, bench, train, convert, report):
+for command in (demo, run, inspect, bench, train, convert, report, serve):
     app.command()(command)
 app.command("eval")(evaluate)
 

@@ -1,6 +1,7 @@
 """`elastic-attn bench`: kernel times, or what attaching costs."""
 
 import time
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,7 +26,10 @@ def bench(
     device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "cpu",
     quick: Annotated[bool, typer.Option("--quick", help="The smaller shape or shorter prompts, 3 repeats.")] = False,
     tokens: Annotated[
-        int | None, typer.Option(min=1024, help="Tokens. Default: 8192 for kernels, 4096 for overhead.")
+        int | None,
+        typer.Option(
+            min=1024, help="Tokens. Default: 8192 for kernels, on a GPU 8K, 32K and 128K as well; 4096 for overhead."
+        ),
     ] = None,
     repeats: Annotated[int | None, typer.Option(min=1, help="Interleaved repeats of a median. Default: 9.")] = None,
     backend: Backend = "auto",
@@ -36,15 +40,18 @@ def bench(
 ) -> None:
     """Measure kernels against PyTorch's causal attention, or the cost of attaching.
 
-    Exit code 1: a kernel differs from the float64 oracle (no times are reported), or the cache's bytes differ from
-    the formula.
+    Exit code 1: a kernel differs from the float64 oracle (no times are reported) or fails, or the cache's bytes differ
+    from the formula.
     """
+    from ..evaluation.session import choose_device
     from ..kernels.backends import choose_backend
 
     choose_backend(backend)
     repeats = repeats or (3 if quick else 9)
     console = open_console()
-    if what is What.kernels:
+    if what is What.kernels and choose_device(device).type == "cuda":
+        _bench_gpu_kernels(console, device, backend, tokens, repeats, quick, json)
+    elif what is What.kernels:
         _bench_kernels(console, device, backend, tokens or (4096 if quick else 8192), repeats, quick, json)
     else:
         options = {"model": model, "routers": routers, "device": device, "dtype": dtype, "backend": backend}
@@ -75,15 +82,10 @@ def _bench_kernels(
 
 
 def _make_kernel_table(rows: list[dict[str, Any]]) -> "Table":
-    from rich.table import Table
-
     from ..viz.units import format_count, format_decimal, format_percent, format_ratio
 
-    table = Table("Heads", box=None, header_style="bold", pad_edge=False)
-    for heading in ("Tokens", "Type", "MSR", "ms", "SDPA ms", "Visited", "Cost / ideal"):
-        table.add_column(heading, justify="right")
-    for row in rows:
-        table.add_row(
+    cells = [
+        (
             f"({row['heads']}, {row['kv_heads']}) × {row['head_dim']}",
             format_count(row["tokens"]),
             row["dtype"],
@@ -93,6 +95,102 @@ def _make_kernel_table(rows: list[dict[str, Any]]) -> "Table":
             format_percent(row["visited_fraction"], 1),
             format_ratio(row["ratio"]),
         )
+        for row in rows
+    ]
+    return _make_table("Heads", ("Tokens", "Type", "MSR", "ms", "SDPA ms", "Visited", "Cost / ideal"), cells)
+
+
+def _bench_gpu_kernels(
+    console: "Console", device: str, backend: str, tokens: int | None, repeats: int, quick: bool, json: Any
+) -> None:
+    import torch
+
+    from ..evaluation.bench_decode import CELLS, measure_gpu_decode
+    from ..evaluation.bench_gpu import LENGTHS, build_gpu_record, measure_gpu_kernels
+    from ..evaluation.oracle import OracleMismatch
+    from ..evaluation.session import choose_device
+
+    started, place = time.perf_counter(), choose_device(device)
+    rows: list[dict[str, Any]] = []
+    decode: list[dict[str, Any]] = []
+    failures: list[dict[str, Any]] = []
+    lengths = (tokens,) if tokens else LENGTHS[:1] if quick else LENGTHS
+    cells = ((tokens, 1), (tokens, 8)) if tokens else CELLS[:1] if quick else CELLS
+    try:
+        with show_progress() as progress:
+            task = progress.add_task("prefill", total=len(lengths) + len(cells))
+            for part, failed in measure_gpu_kernels(lengths, device=place, backend=backend, repeats=repeats):
+                rows, failures = rows + part, failures + failed
+                progress.update(task, advance=1)
+            progress.update(task, description="decode")
+            for part in measure_gpu_decode(cells, device=place, repeats=repeats):
+                decode += part
+                progress.update(task, advance=1)
+    except OracleMismatch as error:
+        console.print(str(error), style="red")
+        raise typer.Exit(1) from error
+    except torch.OutOfMemoryError as error:
+        console.print(f"The rest does not fit this GPU: {str(error).split('. ')[0]}.", style="yellow")
+    console.print(_make_gpu_table(rows))
+    console.print(_make_decode_table(decode))
+    for row in failures:
+        console.print(f"{row['tokens']:,} tokens, {row['kernel']}: {row['reason']}", style="yellow")
+    record = build_gpu_record(
+        {"rows": rows, "decode": decode, "missing": failures},
+        device=place,
+        backend=backend,
+        repeats=repeats,
+        started=started,
+    )
+    write_json(json, record, console)
+    if not rows or any(not row["kernel"].startswith("sdpa") for row in failures):
+        raise typer.Exit(1)
+
+
+def _make_gpu_table(rows: list[dict[str, Any]]) -> "Table":
+    from ..viz.units import format_count, format_decimal, format_percent, format_ratio
+
+    cells = [
+        (
+            row["kernel"],
+            format_count(row["tokens"]),
+            format_ratio(row["msr"]),
+            format_decimal(row["milliseconds"], 2),
+            format_decimal(row["teraflops"], 0),
+            format_percent(row["visited_fraction"], 1),
+            format_ratio(row.get("speedup")),
+        )
+        for row in rows
+    ]
+    return _make_table("Prefill", ("Tokens", "MSR", "ms", "TFLOP/s", "Visited", "× best dense"), cells)
+
+
+def _make_decode_table(rows: list[dict[str, Any]]) -> "Table":
+    from ..viz.units import format_count, format_decimal, format_ratio
+
+    cells = [
+        (
+            row["kernel"],
+            format_count(row["tokens"]),
+            format_count(row["batch"]),
+            format_ratio(row["msr"]),
+            format_decimal(row["milliseconds"] * 1e3, 1),
+            format_ratio(row["terabytes_per_second"]),
+            format_ratio(row["speedup"]),
+        )
+        for row in rows
+    ]
+    return _make_table("Decode", ("Tokens", "Batch", "MSR", "µs", "TB/s", "× dense"), cells)
+
+
+def _make_table(first: str, headings: Sequence[str], cells: Sequence[Sequence[str]]) -> "Table":
+    from rich.table import Table
+
+    table = Table(first, box=None, header_style="bold", pad_edge=False)
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    for line in cells:
+        table.add_row(*line)
     return table
 
 

@@ -20,6 +20,9 @@ def report(
     frontier: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Quality against sparsity, from a quality record, .png or .svg.")
     ] = None,
+    speed: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Times of a GPU benchmark's record, .png or .svg.")
+    ] = None,
     curves: Annotated[Path | None, typer.Option(metavar="FILE", help="Training curves of --log, .png or .svg.")] = None,
     log: Annotated[Path | None, typer.Option(metavar="FILE", help="log.jsonl of a training run.")] = None,
     recipe: Annotated[
@@ -36,16 +39,18 @@ def report(
     from ..errors import ElasticAttentionError
     from ..records import build_record, read_record, write_file
     from ..training.recipe import load_recipe
-    from ..viz import render_report, save_curves, save_frontier, save_head_maps, update_tables
+    from ..viz import render_report, save_curves, save_frontier, save_head_maps, save_speed, update_tables
 
     started, console = time.perf_counter(), open_console()
     loaded = [read_record(path) for path in records or ()]
     written: list[Path] = []
-    for path, option in ((html, "--html"), (head_map, "--head-map"), (frontier, "--frontier")):
+    for path, option in ((html, "--html"), (head_map, "--head-map"), (frontier, "--frontier"), (speed, "--speed")):
         if path is not None and not loaded:
             raise ElasticAttentionError(f"{option} needs a record. Name one, such as results/demo.json.")
-    if not any((html, head_map, frontier, curves, tables)):
-        raise ElasticAttentionError("Nothing to make. Add --html, --head-map, --frontier, --curves or --tables.")
+    if not any((html, head_map, frontier, speed, curves, tables)):
+        raise ElasticAttentionError(
+            "Nothing to make. Add --html, --head-map, --frontier, --speed, --curves or --tables."
+        )
     if html is not None:
         write_file(html, render_report(loaded))
         written.append(html)
@@ -55,6 +60,9 @@ def report(
     if frontier is not None:
         save_frontier(loaded[0], frontier)
         written.append(frontier)
+    if speed is not None:
+        save_speed(loaded[0], speed)
+        written.append(speed)
     if curves is not None:
         if log is None:
             raise ElasticAttentionError("--curves needs --log, the log.jsonl of a training run.")

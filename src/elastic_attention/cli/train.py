@@ -2,11 +2,16 @@
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .options import Device, Json, open_console, write_json
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ..training.recipe import DataConfig
 
 
 def train(
@@ -18,27 +23,31 @@ def train(
     ] = None,
     json: Json = None,
 ) -> None:
-    """Train routers. The same command again goes on from the last checkpoint."""
+    """Train routers. The same command again goes on from the last checkpoint; torchrun starts it on several GPUs."""
     from ..config import to_dict
     from ..evaluation.session import choose_device, describe_device, measure_peak_bytes
     from ..records import build_record
+    from ..training.parallel.launch import is_first_process, train_on_ranks
     from ..training.recipe import load_recipe
-    from ..training.trainer import train as train_routers
 
     started, console = time.perf_counter(), open_console()
     folder = output or Path("runs") / recipe.stem
     place = choose_device(device)
     loaded = load_recipe(recipe)
-    metrics = train_routers(loaded, folder, device=str(place), max_seconds=max_seconds)
+    metrics = train_on_ranks(loaded, folder, device=str(place), max_seconds=max_seconds)
+    if not is_first_process():
+        return
     state = "finished" if metrics["is_finished"] else "stopped; run it again to go on"
     console.print(f"{metrics['steps']} of {loaded.steps} steps in {folder}: {state}")
     if metrics.get("adapter"):
         console.print(f"Routers: {metrics['adapter']}")
+    _show_validation(console, metrics.get("validation"))
+    _draw_curves(console, folder, {name: (i.low, i.high) for name, i in loaded.intervals.items()})
     record = build_record(
         "train",
         config=to_dict(loaded),
         model=loaded.model,
-        data=loaded.data.corpora or "texts shipped with the package",
+        data=_describe_data(loaded.data),
         device=describe_device(place),
         seed=loaded.seed,
         n=metrics["steps"],
@@ -47,3 +56,36 @@ def train(
         bytes=measure_peak_bytes(place),
     )
     write_json(json, record, console)
+
+
+def _describe_data(data: "DataConfig") -> Any:
+    files = [Path(file).name for file in data.packs.files]
+    files += [f"{Path(file).name} ({source.format})" for source in data.packs.sources for file in source.files]
+    return files or data.corpora or "texts shipped with the package"
+
+
+def _show_validation(console: "Console", validation: Any) -> None:
+    from rich.table import Table
+
+    if not validation:
+        return
+    table = Table("held out", "samples", "loss", "right tokens", "right answers", "MSR", "interval")
+    for name, facts in validation["categories"].items():
+        numbers = [f"{facts[key]:.3f}" for key in ("loss", "accuracy", "exact", "msr")]
+        inside = "inside" if not facts["outside"] else f"{facts['outside']:.3f} outside"
+        wanted = f"{facts['low']:.2f}–{facts['high']:.2f}, {inside}"
+        table.add_row(name, str(facts["samples"]), *numbers, wanted)
+    console.print(table)
+
+
+def _draw_curves(console: "Console", folder: Path, intervals: dict[str, tuple[float, float]]) -> None:
+    from ..errors import BackendUnavailable
+    from ..viz import save_curves
+
+    path = folder / "curves.svg"
+    try:
+        save_curves(folder / "log.jsonl", path, intervals=intervals)
+    except BackendUnavailable as error:  # the run itself needs no plot
+        console.print(f"No curves: {error}")
+        return
+    console.print(f"Curves: {path}")

@@ -17,6 +17,7 @@ from .readers import read_routes
 
 Metrics = dict[str, Any]
 BASE = "dense"
+EXAMPLES, EXAMPLE_CHARS = 2, 300
 
 
 def summarize_run(plan: EvalPlan, suite: Suite, lines: Sequence[Line]) -> Metrics:
@@ -31,8 +32,9 @@ def summarize_run(plan: EvalPlan, suite: Suite, lines: Sequence[Line]) -> Metric
         by_group: one a method, group and value of it, such as bucket and 4-8k.
         by_task_group: the same for each task.
             Every row counts its cut and empty answers, and names the data that stood in for an official source.
-        head_maps: task -> L lists of G shares of samples whose head was sparse, None where a layer is not routed; of
-            the first method whose routes differ between samples.
+        head_maps, examples: task -> L lists of G shares of samples whose head was sparse, None where a layer is not
+            routed; and the first samples of each task and length with answer and routes. Both of the first method
+            whose routes differ between samples.
         substitutes, skipped: task -> stand-in; every sample that could not be asked, with its reason.
         counts: asked, skipped, cut (an answer without end), empty.
     """
@@ -53,6 +55,7 @@ def summarize_run(plan: EvalPlan, suite: Suite, lines: Sequence[Line]) -> Metric
             for task in plan.tasks:
                 cell = [x for x in of_value if x.task == task]
                 by_task_group += _rows(method, cell, {"task": task, "group": group, "value": value})
+    routed = _find_routed(plan, answered)
     skipped = {(line.task, line.length, line.index): line.skipped for line in lines if line.skipped}
     for row_list in (rows, by_length, by_task, by_group, by_task_group):
         _mark_substitutes(row_list, used)
@@ -62,7 +65,8 @@ def summarize_run(plan: EvalPlan, suite: Suite, lines: Sequence[Line]) -> Metric
         "by_task": by_task,
         "by_group": by_group,
         "by_task_group": by_task_group,
-        "head_maps": _average_routes(plan, answered),
+        "head_maps": _average_routes(routed),
+        "examples": _pick_examples(routed),
         "substitutes": used,
         "skipped": [
             {"task": task, "length": length, "index": index, "reason": reason}
@@ -131,12 +135,27 @@ MEANS = (
 )
 
 
-def _average_routes(plan: EvalPlan, lines: Sequence[Line]) -> dict[str, list[list[float | None]]]:
+def _find_routed(plan: EvalPlan, lines: Sequence[Line]) -> list[Line]:
+    """The lines of the first method whose routes differ between samples for a reason."""
     for method in plan.methods:
         own = [line for line in lines if line.method == method.label and line.routes]
-        if len({line.routes for line in own}) > 1 and method.name != "random":
-            return {task: _average_maps([x.routes for x in own if x.task == task]) for task in _list_tasks(own)}
-    return {}
+        if method.name != "random" and len({line.routes for line in own}) > 1:
+            return own
+    return []
+
+
+def _average_routes(lines: Sequence[Line]) -> dict[str, list[list[float | None]]]:
+    return {task: _average_maps([line.routes for line in lines if line.task == task]) for task in _list_tasks(lines)}
+
+
+def _pick_examples(lines: Sequence[Line]) -> list[dict[str, Any]]:
+    """The first samples of every task and length, with their routes."""
+    chosen = [line for line in lines if line.index < EXAMPLES]
+    return [
+        {key: getattr(line, key) for key in ("task", "length", "index", "prompt_tokens", "score", "msr", "routes")}
+        | {"label": line.method, "answer": line.answer[:EXAMPLE_CHARS]}
+        for line in chosen
+    ]
 
 
 def _list_tasks(lines: Sequence[Line]) -> list[str]:

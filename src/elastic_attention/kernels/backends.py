@@ -19,8 +19,8 @@ from ..errors import BackendUnavailable
 _logger = logging.getLogger(__name__)
 
 BACKENDS = ("hopper", "triton", "cpu", "reference")
-# "hopper" has to be asked for by name until its checks on a GPU are complete.
 _AUTO = {
+    "hopper": "the fastest kernel for this GPU, one launch for all heads of a layer",
     "triton": "one launch for all heads of a layer",
     "cpu": "PyTorch's fused kernels on gathered blocks run on every device",
 }
@@ -85,39 +85,33 @@ def explain_backend(
         return f"it needs a head dim that is a multiple of 16 up to 256, not {head_dim}"
     if block_size % 16 or not 16 <= block_size <= 128:
         return f"it needs blocks of 16 to 128 tokens in steps of 16, not {block_size}"
-    return _explain_hopper(device, dtype, head_dim, needs_gradient) if backend == "hopper" else None
+    if backend != "hopper":
+        return None
+    from .hopper import explain_machine
+
+    return "it has no backward; 'triton' has one" if needs_gradient else explain_machine(device, dtype, head_dim)
 
 
-def _explain_hopper(device: torch.device, dtype: torch.dtype, head_dim: int, needs_gradient: bool) -> str | None:
-    from .hopper import HEAD_DIMS, explain_triton
+def check_tensors(backend: str, chosen: str, q: Tensor, k: Tensor, v: Tensor, *, list_block: int | None = None) -> str:
+    """`chosen`, or what "auto" takes instead where that kernel cannot read these tensors; it logs why, once.
 
-    if torch.version.hip is not None or torch.cuda.get_device_capability(device)[0] != 9:
-        return "it needs an NVIDIA GPU of compute capability 9"
-    if dtype == torch.float32:
-        return "it needs float16 or bfloat16"
-    if head_dim not in HEAD_DIMS:
-        return f"it knows head dims {HEAD_DIMS}, not {head_dim}"
-    if needs_gradient:
-        return "it has no backward; backend 'triton' has one"
-    return explain_triton()
-
-
-def check_tensors(backend: str, chosen: str, q: Tensor, k: Tensor, v: Tensor) -> str:
-    """`chosen`, or what "auto" takes instead where these tensors lie in memory as that kernel cannot read them.
+    Args:
+        backend: what was asked for, `chosen`: what `choose_backend` made of it.
+        list_block: block size of the block lists, None = there are none.
 
     Raises:
         BackendUnavailable: `backend` asked for it by name.
     """
     if chosen != "hopper":
         return chosen
-    from .hopper import explain_hopper
+    from .hopper import explain_tensors
 
-    lack = explain_hopper(q, k, v)
+    lack = explain_tensors(q, k, v, list_block)
     if lack is None:
         return chosen
     if backend != "auto":
         raise BackendUnavailable(f"backend={backend!r} cannot run here: {lack}.")
-    return "triton"
+    return _log_choice("triton", f"'hopper' would be faster, but {lack}")
 
 
 @cache

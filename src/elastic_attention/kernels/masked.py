@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..config import StreamingConfig
 from .block_lists import BlockLists
-from .reference import read_lists, show_keys, unpack_lists
+from .reference import ChooseKeys, read_lists, show_keys, unpack_lists
 from .spans import Spans, list_spans
 
 _STRETCH = 512  # queries whose scores are in memory at once
@@ -27,6 +27,7 @@ def attend_masked(
     spans: Spans | None = None,
     lists: BlockLists | None = None,
     dense_rows: Tensor | None = None,
+    choose_keys: ChooseKeys | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Arguments and results as in `kernels.reference.attend_modes`; scores in float32 at least."""
     out, lse = torch.zeros_like(q), q.new_full(q.shape[:-1], float("-inf"), dtype=torch.float32)
@@ -41,6 +42,8 @@ def attend_masked(
             if lists is not None and listed is not None:
                 skipped = (offset + begin) // lists.block_size - offset // lists.block_size
                 blocks = read_lists(listed[row][:, skipped:], lists.block_size, some, y[:, seen])
+            elif choose_keys is not None:
+                blocks = choose_keys(some, y[:, seen], y.shape[1])
             dense = None if dense_rows is None else dense_rows[row]
             visible = show_keys(some, y[:, seen], modes[row], config, blocks, dense)
             place = slice(queries.start + begin, queries.start + end)

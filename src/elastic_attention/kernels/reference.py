@@ -3,6 +3,8 @@
 Shape letters: B batch, T queries, S keys, H query heads, G KV heads, D head dim.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,11 @@ from ..types import Pattern
 from .block_lists import BlockLists, find_first_blocks
 from .modes import FULL, LISTS, STREAMING, TRIANGLE
 from .spans import Spans, list_spans
+
+ChooseKeys = Callable[[Tensor, Tensor, int], Tensor]
+"""(q (H, T, D), k (G, S, D), keys of the whole sequence) -> (H, T, S) bool: what the queries of LISTS heads read.
+
+Stands in for block lists where queries choose one by one. The queries are the last T of S positions."""
 
 
 def attend_reference(
@@ -54,6 +61,7 @@ def attend_modes(
     spans: Spans | None = None,
     lists: BlockLists | None = None,
     dense_rows: Tensor | None = None,
+    choose_keys: ChooseKeys | None = None,
 ) -> tuple[Tensor, Tensor]:
     """What the GPU kernels compute, for every mode and every way to lay out a batch. Reads all of it on the host.
 
@@ -63,7 +71,8 @@ def attend_modes(
         config: what STREAMING and TRIANGLE heads read.
         scale: factor of the scores.
         spans: where the sequences lie; None = every element holds its last T of S positions.
-        lists: what LISTS heads read.
+        lists: what LISTS heads read, or
+        choose_keys: the same, query by query.
         dense_rows: (sequences, 2) int, positions [start, stop) of queries of TRIANGLE and LISTS heads that read
             every key up to themselves.
 
@@ -75,6 +84,7 @@ def attend_modes(
     for row, element, queries, keys in list_spans(spans, q, k):
         x, y, z = q[element, :, queries], k[element, :, keys], v[element, :, keys]
         blocks = None if lists is None or listed is None else read_lists(listed[row], lists.block_size, x, y)
+        blocks = blocks if choose_keys is None else choose_keys(x, y, y.shape[1])
         dense = None if dense_rows is None else dense_rows[row]
         visible = show_keys(x, y, modes[row], config, blocks, dense)
         one_out, one_lse = _attend_masked(x[None], y[None], z[None], visible[None], scale)

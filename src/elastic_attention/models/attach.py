@@ -8,10 +8,11 @@ from ..errors import AlreadyAttached, RouterMismatch
 from ..router import RouterStack
 from .attention_function import IMPLEMENTATION, register
 from .checkpoint import load_adapter
-from .families import count_kv_heads, describe_model, find_attention_modules, unwrap_model
+from .families import check_queries, count_kv_heads, describe_model, find_attention_modules, unwrap_model
 from .handle import Handle, find_handle
 from .pretrained import find_pretrained
 from .routing import POLICIES
+from .static_adapter import configure_static, find_static_mask
 
 
 def attach(
@@ -30,12 +31,13 @@ def attach(
     Args:
         model: a PreTrainedModel or PeftModel of the Llama kind.
         source: adapter folder, hub id, or a configuration for untrained routers; None takes the routers that ship
-            with the package for this model.
+            with the package for this model. A folder with a static mask (of a static run, or converted) counts too:
+            its routes are those of every sequence, whatever its length.
         decode: "sparse": sparse heads keep and read sink + window only; "full": they keep and read all keys.
         prefill_policy: when a chunked prefill decides: "deferred" (dense until the prompt ends), "first_chunk" (from
             the first `first_chunk_tokens` tokens), "probe" (from a pass over the first and last tokens beforehand).
         first_chunk_tokens: N of "first_chunk".
-        backend: "auto", "cpu" or "reference".
+        backend: "auto" or one of "hopper", "triton", "cpu" and "reference".
         revision: of a hub repository.
         reroute_on_append: later prompts of a sequence may turn full heads into streaming ones.
 
@@ -59,13 +61,19 @@ def attach(
         raise AlreadyAttached(
             f"This {type(inner).__name__} carries routers already; call detach() on its handle first."
         )
+    static = None
     if isinstance(source, ElasticConfig):
         config, routers = source, RouterStack(source.router, source.routed_layers, source.granularity)
+    elif source is not None and (mask := find_static_mask(source, revision)) is not None:
+        static, config = mask[0], configure_static(inner, *mask)
+        routers = RouterStack(config.router, config.routed_layers, config.granularity)
     else:
         config, routers = load_adapter(source if source is not None else find_pretrained(base), revision)
     if problems := _check_heads(inner, config):
         name = config.base_model.name or config.base_model.model_type
         raise RouterMismatch(f"These routers were made for {name} and do not fit: " + "; ".join(problems) + ".")
+    if config.granularity == "layer":
+        check_queries(inner)
     register()
     routers.to(inner.device).requires_grad_(False)
     return Handle(
@@ -77,6 +85,7 @@ def attach(
         first_chunk_tokens=first_chunk_tokens,
         backend=backend,
         reroute_on_append=reroute_on_append,
+        static=static,
     )
 
 

@@ -14,10 +14,10 @@ from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 from ..attention import blended_attention, decode_attention, hybrid_attention
 from ..config import SparsePattern, XAttentionConfig
-from ..errors import UnsupportedModel
 from ..types import HeadRoutes
 from .appended import attend_appended
 from .families import refuse_arguments
+from .packing import number_sequences
 from .routing import LayerStep
 from .tokens import Tokens
 
@@ -33,22 +33,24 @@ def register() -> None:
 def elastic_mask(
     *, q_length: int, kv_length: int, q_offset: int = 0, attention_mask: Tensor | None = None, **kwargs: Any
 ) -> Tensor | None:
-    """The padding mask (B, S) bool, or None without padding; never T x S. Sliding layers get sdpa's own mask.
+    """The padding mask (B, S) bool, None without padding; never T x S. Sliding layers get sdpa's own mask.
+
+    Of packed sequences, whose position_ids start again: the number of each token's sequence, (1, N) int32.
 
     Raises:
-        UnsupportedModel: the model asks for more than causal order and padding, such as packed sequences.
-        ValueError: the padding mask leaves out the cache.
+        UnsupportedModel: the model asks for more than causal order, padding and packing.
+        ValueError: the padding mask leaves out the cache, or a batch of several rows is packed.
     """
     if kwargs.get("local_size") is not None:
         return sdpa_mask(
             q_length=q_length, kv_length=kv_length, q_offset=q_offset, attention_mask=attention_mask, **kwargs
         )
-    is_causal = kwargs.get("mask_function", causal_mask_function) is causal_mask_function
-    if not is_causal and not torch.compiler.is_compiling():  # while compiling, transformers always adds packing
-        raise UnsupportedModel(
-            "Routed attention knows causal order and padding only; packed sequences (position_ids that start again), "
-            "bidirectional parts and overlays are not implemented. Pass one sequence a row, with an attention_mask."
-        )
+    mask_function = kwargs.get("mask_function", causal_mask_function)
+    if mask_function is not causal_mask_function and not torch.compiler.is_compiling():
+        # While compiling, transformers always adds packing.
+        if (batch := kwargs.get("batch_size", 1)) != 1:
+            raise ValueError(f"packed sequences come in one row, this batch has {batch}; join the rows into one.")
+        return number_sequences(mask_function, length=q_length, device=torch.device(kwargs["device"]))
     if attention_mask is None:
         return None
     needed = int(q_offset) + q_length
@@ -87,12 +89,18 @@ def elastic_attention(
         )
     refuse_arguments(kwargs | {"dropout": dropout or None})
     step, layer, tokens = elastic, elastic.layer, elastic.tokens
-    is_dense = step.now.is_given_full and tokens.real is None and full_pattern == "full"
+    is_dense = step.now.is_given_full and not tokens.has_spans and full_pattern == "full"
     has_generated = tokens.prompt_columns < tokens.num_columns
 
     def attend_alone(routes: HeadRoutes, full: str | XAttentionConfig) -> Tensor:
-        options = {"pattern": pattern, "full_pattern": full, "scale": scaling, "backend": backend}
-        return _attend_alone(query, key, value, routes, tokens, options | {"prompt_lengths": step.prompt_lengths})
+        options: dict[str, Any] = {"pattern": pattern, "full_pattern": full, "scale": scaling, "backend": backend}
+        options |= {"prompt_lengths": step.prompt_lengths}
+        if tokens.exchange is None:
+            return _attend_alone(query, key, value, routes, tokens, options)
+        own = HeadRoutes(tokens.exchange.own_heads(routes.values))
+        return tokens.exchange.to_tokens(
+            _attend_alone(*tokens.exchange.to_heads(query, key, value), own, tokens, options)
+        )
 
     if layer is None:
         if is_dense:

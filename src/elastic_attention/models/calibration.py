@@ -24,6 +24,10 @@ def calibrate_budget(handle: "Handle", prompts: Sequence[Any], target: float, to
         raise ValueError(f"target={target} must be a ratio in [0, 1].")
     if not prompts:
         raise ValueError("calibrate needs at least one prompt.")
+    if handle.is_static:
+        raise ValueError(
+            "A static mask has no budget to calibrate; attach routers, or convert the mask at another msr."
+        )
     if handle.has_given_routes:
         raise ValueError("calibrate needs the router's own routes; call set_routes(None) first.")
     batches = [torch.as_tensor(p, device=handle.model.device).reshape(1, -1) for p in prompts]

@@ -7,7 +7,7 @@ import json
 import os
 import secrets
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,13 +73,30 @@ def read_static_routes(folder: str | Path) -> Tensor:
     Raises:
         AdapterError: it is missing or damaged.
     """
+    return read_static_adapter(folder)[0]
+
+
+def read_static_adapter(folder: str | Path) -> tuple[Tensor, dict[str, Any]]:
+    """The mask as `read_static_routes` gives it, and the facts that it was saved with.
+
+    Raises:
+        AdapterError: the file is missing or damaged.
+    """
     path = Path(folder) / STATIC_FILE
     if not path.is_file():
         raise AdapterError(f"{folder} has no {STATIC_FILE}; name the folder of a static run or of a converted mask.")
     mask = _read_tensors(path).get("head_is_sparse")
     if mask is None or mask.dtype != torch.bool or mask.ndim != 2:
         raise AdapterError(f"{path} holds no bool tensor `head_is_sparse` (L, G); export or convert the mask again.")
-    return mask
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as reader:
+        text = (reader.metadata() or {}).get("facts", "{}")
+    try:
+        facts = json.loads(text)
+    except ValueError as error:
+        raise AdapterError(f"{path}: its facts are no JSON ({error}); export or convert the mask again.") from error
+    return mask, facts if isinstance(facts, dict) else {}
 
 
 def make_folder(folder: str | Path) -> Path:
@@ -131,13 +148,15 @@ def load_adapter(source: str | Path, revision: str | None = None) -> tuple[Elast
     return config, routers
 
 
-def push_adapter(repo_id: str, config: ElasticConfig, routers: RouterStack, *, private: bool | None = None) -> str:
-    """Upload an adapter with a model card to the hub; returns the commit's address."""
+def push_adapter(
+    repo_id: str, config: ElasticConfig, save: Callable[[str | Path], None], *, private: bool | None = None
+) -> str:
+    """Upload what `save` writes into a folder, with a model card, to the hub; returns the commit's address."""
     from huggingface_hub import HfApi
 
     api = HfApi()
     with tempfile.TemporaryDirectory() as folder:
-        save_adapter(folder, config, routers)
+        save(folder)
         (Path(folder) / "README.md").write_text(_model_card(repo_id, config), encoding="utf-8")
         api.create_repo(repo_id, exist_ok=True, private=private)
         return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload routers").commit_url)

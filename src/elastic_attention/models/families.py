@@ -139,6 +139,18 @@ def queries_before_rope(module: Any, hidden_states: Tensor) -> Tensor:
     return _project(module, hidden_states, "q")
 
 
+def check_queries(model: Any) -> None:
+    """Try the query projections that layer routers read, one token each, so that `attach` refuses what a forward would.
+
+    Raises:
+        UnsupportedModel: as in `queries_before_rope`.
+    """
+    width = model.config.get_text_config().hidden_size
+    with torch.no_grad():
+        for module in find_attention_modules(model).values():
+            queries_before_rope(module, torch.zeros(1, 1, width, dtype=model.dtype, device=model.device))
+
+
 def _project(module: Any, hidden_states: Tensor, letter: str) -> Tensor:
     head_dim, num_kv_heads = int(module.head_dim), count_kv_heads(module)
     num_q_heads = num_kv_heads * int(module.num_key_value_groups)

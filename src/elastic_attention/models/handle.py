@@ -24,6 +24,7 @@ from .calibration import calibrate_budget
 from .families import find_attention_modules, unwrap_model
 from .fused_routers import FusedRouters
 from .generation import Prompt, wrap_generate
+from .given_routes import check_given
 from .report import RouteReport
 from .routing import KeyRouter, LayerStep, RouteSource, RoutingRules, plan_layer
 from .tokens import TokenReader, Tokens
@@ -40,6 +41,7 @@ class Handle:
         routers: one router a routed layer, outside the model's module tree.
         routed_layers: indices of the layers that are routed.
         budget: added to every sparse logit; larger = sparser. 0 is what training found.
+        token_reader: what layers learn about the tokens of a forward.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Handle:
         first_chunk_tokens: int,
         backend: str,
         reroute_on_append: bool,
+        static: Tensor | None = None,
     ) -> None:
         self.model = unwrap_model(model)
         self.config, self.routers = config, routers
@@ -66,13 +69,14 @@ class Handle:
         self._keeps_all = decode == "full" or isinstance(config.sparse_pattern, XAttentionConfig)
         self._report = self._new_report()
         self._element_bytes = 0
-        self._forced: Tensor | None = None
+        self._static = None if static is None else check_given(static, config)
+        self._forced = self._static
         self._source: RouteSource | None = None
         self._record: ForwardRecord | None = None
         self._prompt_lengths: Tensor | None = None
         self.prompt: Prompt | None = None
         self._fused = FusedRouters(routers)
-        self._tokens = TokenReader()
+        self.token_reader = TokenReader()
         self._is_enabled = True
         self._install()
 
@@ -120,28 +124,14 @@ class Handle:
         """Give the routes of the next sequences instead of letting the router decide.
 
         Args:
-            routes: "full", "sparse", None (the router decides), or a bool tensor (L, G) or (B, L, G), True = sparse.
-                L counts all layers of the model; entries of layers that are not routed are ignored. A live cache
-                keeps its routes.
+            routes: "full", "sparse", None (what was attached decides), or a bool tensor (L, G) or (B, L, G), True =
+                sparse. L counts all layers of the model; entries of layers that are not routed are ignored. A live
+                cache keeps its routes.
 
         Raises:
-            ValueError: another word, shape or dtype.
+            ValueError: another word, shape or dtype, or heads of a layer that differ under a layer adapter.
         """
-        base = self.config.base_model
-        shape = (base.num_layers, base.num_kv_heads)
-        if isinstance(routes, str):
-            if routes not in ("full", "sparse"):
-                raise ValueError(f"set_routes({routes!r}): use 'full', 'sparse', None or a bool tensor {shape}.")
-            routes = torch.full(shape, routes == "sparse")
-        if routes is not None:
-            if not isinstance(routes, Tensor) or routes.dtype != torch.bool or routes.ndim not in (2, 3):
-                raise ValueError(f"set_routes needs a bool tensor (L, G) or (B, L, G) with (L, G) = {shape}.")
-            if tuple(routes.shape[-2:]) != shape or 0 in routes.shape:
-                raise ValueError(f"set_routes got shape {tuple(routes.shape)}; (L, G) must be {shape}.")
-            is_routed = torch.zeros(base.num_layers, 1, dtype=torch.bool)
-            is_routed[list(self.routed_layers)] = True
-            routes = routes.cpu() & is_routed
-        self._forced = routes
+        self._forced = self._static if routes is None else check_given(routes, self.config)
 
     @contextlib.contextmanager
     def routed_by(
@@ -151,8 +141,10 @@ class Handle:
 
         Args:
             source: (layer index, pooled keys (B, G, D)) -> routes (B, G), float with gradient or bool.
-            is_sampling: routes are float and both paths run (`blended_attention`); needs use_cache=False.
-            prompt_lengths: (B,) int; the router pools only these first real tokens of each row.
+            is_sampling: routes are float and both paths run (`blended_attention`); needs use_cache=False. A backward
+                that computes layers again (activation checkpointing) has to run inside as well.
+            prompt_lengths: (B,) int; the router pools only these first real tokens of each sequence. B counts the
+                sequences, packed ones too: those of one row whose position_ids start again.
 
         Yields:
             ForwardRecord that holds the routes of the forward inside.
@@ -169,7 +161,10 @@ class Handle:
     _is_sampling = False
 
     def decide(self, index: int, pooled: Tensor) -> Tensor:
-        """Routes that the router of layer `index` takes for pooled keys (B, G, D): (B, G) bool."""
+        """Routes that the router of layer `index` takes: (B, G) bool for pooled keys (B, G, D).
+
+        A layer adapter takes one decision for all heads: (B, 1) bool for the mean pooled query (B, 1, D).
+        """
         router = self.routers[index]
         if next(router.parameters()).device != pooled.device:
             router.to(pooled.device)
@@ -221,12 +216,15 @@ class Handle:
     # Saving ----------------------------------------------------------------------------------------------------
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write `elastic_config.json` and `elastic_routers.safetensors`; complete files or none."""
-        checkpoint.save_adapter(folder, self.config, self.routers)
+        """Write what `attach` reads: routers and their configuration, or the static mask; complete files or none."""
+        if self._static is None:
+            checkpoint.save_adapter(folder, self.config, self.routers)
+        else:
+            checkpoint.save_static_routes(folder, self._static, {}, self.config.training)
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = None) -> str:
         """Upload the adapter with a model card; returns the commit's address."""
-        return checkpoint.push_adapter(repo_id, self.config, self.routers, private=private)
+        return checkpoint.push_adapter(repo_id, self.config, self.save_pretrained, private=private)
 
     # Hooks -----------------------------------------------------------------------------------------------------
 
@@ -238,7 +236,7 @@ class Handle:
         return RouteReport(self._pattern, self.config.base_model.num_layers, keeps_all=self._keeps_all)
 
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._tokens.forget()
+        self.token_reader.forget()
         if self._is_enabled and self.prompt is None:
             self.restart_report()
 
@@ -259,7 +257,7 @@ class Handle:
         layer = None if cache is None else claim_layer(cache, index, self._make_layer)
         if layer is not None and self.prompt is not None:
             layer.record_past = self.prompt.is_assisted
-        tokens = self._tokens.read(
+        tokens = self.token_reader.read(
             mask,
             batch=hidden.shape[0],
             num_columns=hidden.shape[1],
@@ -330,6 +328,11 @@ class Handle:
             base.head_dim,
             block_size=self.config.sparse_pattern.block_size,
         )
+
+    @property
+    def is_static(self) -> bool:
+        """Was a mask for all inputs attached, in place of routers?"""
+        return self._static is not None
 
     @property
     def has_given_routes(self) -> bool:

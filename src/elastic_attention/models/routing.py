@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..config import ElasticConfig, StreamingConfig
 from ..patterns import build_pattern
-from ..router import BoundaryPool, average_heads, select_boundary
+from ..router import BoundaryPool, average_heads, select_boundary, select_ends
 from ..types import HeadRoutes, stage
 from .cache_layer import ElasticLayer
 from .families import count_kv_heads, keys_before_rope, queries_before_rope
@@ -58,7 +58,7 @@ class RoutingRules:
         route_keys: the routers as a kernel that pools by itself, where there is one.
         forced: (L, G) or (B, L, G) bool given routes, or None.
         is_sampling: `source` gives float routes for training.
-        prompt_lengths: (B,) int, real prompt tokens when prompt and answer come in one forward.
+        prompt_lengths: (B,) int, real prompt tokens of each sequence when prompt and answer come in one forward.
         policy: what a chunked prefill does.
         first_chunk_tokens: N of the policy "first_chunk".
         reroute_on_append: later prompts may turn full heads into sparse ones.
@@ -78,7 +78,7 @@ class RoutingRules:
 def plan_layer(
     rules: RoutingRules, index: int, module: Any, hidden: Tensor, tokens: Tokens, layer: ElasticLayer | None
 ) -> LayerStep:
-    """Decide the routes of layer `index`; hidden (B, T, hidden) is the input of its attention."""
+    """Decide the routes of layer `index`; hidden (B, T, hidden), packed (1, T, hidden), is its attention's input."""
     step = _decide(rules, index, module, hidden, tokens, layer)
     is_streaming = isinstance(rules.config.sparse_pattern, StreamingConfig) and rules.config.full_pattern == "full"
     if is_streaming:  # treats answers like prompts
@@ -92,7 +92,7 @@ def plan_layer(
 def _decide(
     rules: RoutingRules, index: int, module: Any, hidden: Tensor, tokens: Tokens, layer: ElasticLayer | None
 ) -> LayerStep:
-    batch, heads = hidden.shape[0], count_kv_heads(module)
+    batch, heads = len(tokens.counts), count_kv_heads(module)
     is_new = not any(tokens.before) and (layer is None or layer.columns == 0)
     if is_new and rules.forced is not None:
         forced = HeadRoutes(_expand_forced(rules.forced, index, batch))
@@ -102,7 +102,10 @@ def _decide(
     if rules.is_sampling and layer is not None:
         raise ValueError("Sampled routes need the whole sequence in one forward without a cache; pass use_cache=False.")
     if layer is None:
-        is_long = [_is_long(rules, n) for n in tokens.prompt_counts]
+        lengths = tokens.prompt_counts
+        if rules.prompt_lengths is not None and not rules.is_sampling:
+            lengths = rules.prompt_lengths.tolist()
+        is_long = [_is_long(rules, n) for n in lengths]
         values = _route_once(rules, index, module, hidden, tokens, heads)
         routes = HeadRoutes(values if rules.is_sampling else _keep_rows(values.bool(), is_long))
         return LayerStep(tokens=tokens, layer=None, now=routes, after=routes, is_decided=is_long)
@@ -174,6 +177,9 @@ def _route_once(rules: RoutingRules, index: int, module: Any, hidden: Tensor, to
     if _is_whole_prompt(rules, tokens):
         return _route_ends(rules, index, module, hidden, heads)
     pool = BoundaryPool(rules.config.router.pooled_tokens)
+    if tokens.is_packed:
+        pool.update(*_packed_states(rules, module, hidden, tokens))
+        return _ask_source(rules, index, _mean(rules, pool), heads)
     before = torch.zeros(len(hidden), dtype=torch.long, device=hidden.device)
     real = _limit(rules, tokens.real_mask(len(hidden), hidden.device), before)
     pool.update(*_boundary_states(rules, module, hidden, real, before))
@@ -183,7 +189,7 @@ def _route_once(rules: RoutingRules, index: int, module: Any, hidden: Tensor, to
 def _is_whole_prompt(rules: RoutingRules, tokens: Tokens) -> bool:
     """Is the forward a prompt without padding whose two ends do not overlap? Then nothing needs to be searched."""
     return (
-        tokens.real is None
+        not tokens.has_spans
         and tokens.completes_prompt
         and tokens.prompt_columns == tokens.num_columns >= 2 * rules.config.router.pooled_tokens
         and rules.prompt_lengths is None
@@ -227,6 +233,19 @@ def _boundary_states(
     """Keys (B, m, G, D) of the pooled tokens, or their mean queries (B, m, 1, D) for layer routers; rank; validity."""
     index, rank, is_valid = select_boundary(real, before, rules.config.router.pooled_tokens)
     chosen = hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[-1]))
+    return _project(rules, module, chosen), rank, is_valid
+
+
+def _packed_states(rules: RoutingRules, module: Any, hidden: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
+    """`_boundary_states` of packed sequences, hidden (1, T, hidden): one row of pooled tokens a sequence."""
+    assert tokens.spans is not None
+    start, length = tokens.spans.query_start.long(), tokens.spans.query_length.long()
+    if rules.prompt_lengths is not None:
+        length = rules.prompt_lengths.to(hidden.device)
+    elif rules.policy == "first_chunk":
+        length = length.clamp(max=rules.first_chunk_tokens)
+    index, rank, is_valid = select_ends(start, length, rules.config.router.pooled_tokens)
+    chosen = hidden[0, index] if tokens.exchange is None else tokens.exchange.take(hidden, index)
     return _project(rules, module, chosen), rank, is_valid
 
 

@@ -2,7 +2,7 @@
 
 from .attention_router import AttentionRouter
 from .layer_router import LayerRouter, average_heads
-from .pooling import BoundaryPool, select_boundary
+from .pooling import BoundaryPool, select_boundary, select_ends
 from .sampling import RouteNoise, RouteSampler
 from .stack import RouterStack
 
@@ -15,4 +15,5 @@ __all__ = [
     "RouterStack",
     "average_heads",
     "select_boundary",
+    "select_ends",
 ]

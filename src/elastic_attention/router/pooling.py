@@ -39,6 +39,24 @@ def select_boundary(real: Tensor, before: Tensor, num_pooled: int) -> tuple[Tens
     return index, rank, is_valid
 
 
+def select_ends(start: Tensor, length: Tensor, num_pooled: int) -> tuple[Tensor, Tensor, Tensor]:
+    """`select_boundary` for whole sequences that follow each other in one row of tokens.
+
+    Args:
+        start, length: (S,) int64, first token and tokens of each sequence.
+        num_pooled: n.
+
+    Returns:
+        index: (S, 2n) int64 into the row; rank: (S, 2n) int64; is_valid: (S, 2n) bool, False where a slot is unused.
+    """
+    offset = torch.arange(num_pooled, device=start.device).expand(len(start), -1)
+    last = length[:, None] - num_pooled + offset
+    rank = torch.cat([offset, last], dim=1)
+    # The last n of a short sequence begin among its first n, which stand there already.
+    is_valid = torch.cat([offset < length[:, None], last >= num_pooled], dim=1)
+    return start[:, None] + rank.where(is_valid, 0), rank.where(is_valid, 0), is_valid
+
+
 class BoundaryPool:
     """Keys before RoPE of the first n and last n tokens of each sequence, kept until its route is decided.
 

@@ -6,8 +6,17 @@ Nothing here imports matplotlib, jinja2 or rich before a function needs it.
 from .curves import save_curves
 from .frontier import save_frontier
 from .head_map import save_head_maps
+from .performance import save_speed
 from .report import render_report
 from .tables import update_tables
 from .terminal import HeadMapPicture
 
-__all__ = ["HeadMapPicture", "render_report", "save_curves", "save_frontier", "save_head_maps", "update_tables"]
+__all__ = [
+    "HeadMapPicture",
+    "render_report",
+    "save_curves",
+    "save_frontier",
+    "save_head_maps",
+    "save_speed",
+    "update_tables",
+]

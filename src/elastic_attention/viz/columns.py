@@ -1,7 +1,7 @@
 """Columns of tables: which keys of the rows they show, under which heading, in which form."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .units import (
@@ -34,6 +34,15 @@ class Column:
         return format_text(value).casefold() if number is None else repr(number)
 
 
+def _format_three_digits(value: object) -> str:
+    return format_decimal(value, 3)
+
+
+def _mark_stand_in(value: object) -> str:
+    """Short, because the page names the data once."""
+    return "" if value is None else "stand-in"
+
+
 DEMO_COLUMNS = (
     Column(key="task", heading="Task", format=format_text, kind="name"),
     Column(key="prompt_tokens", heading="Prompt tokens", format=format_count),
@@ -52,13 +61,52 @@ DEMO_COLUMNS = (
 )
 
 
+EVAL_COLUMNS = (
+    Column(key="task", heading="Task", format=format_text, kind="label"),
+    Column(key="label", heading="Method", format=format_text, kind="label"),
+    Column(key="length", heading="Tokens", format=format_count),
+    Column(key="index", heading="Sample", format=format_count),
+    Column(key="answer", heading="Answer", format=format_text, kind="text"),
+    Column(key="group", heading="Group", format=format_text, kind="text"),
+    Column(key="value", heading="Of the group", format=format_text, kind="text"),
+    Column(key="n", heading="n", format=format_count),
+    Column(key="score", heading="Score", format=_format_three_digits, kind="ratio"),
+    Column(key="score_low", heading="95% from", format=_format_three_digits),
+    Column(key="score_high", heading="to", format=_format_three_digits),
+    Column(key="weighted_score", heading="By sample", format=_format_three_digits),
+    Column(key="relative_score", heading="Of dense", format=_format_three_digits),
+    Column(key="relative_low", heading="95% from", format=_format_three_digits),
+    Column(key="relative_high", heading="to", format=_format_three_digits),
+    Column(key="msr", heading="MSR", format=format_ratio, kind="ratio"),
+    Column(key="esr_prefill", heading="ESR prefill", format=format_ratio, kind="ratio"),
+    Column(key="esr_decode", heading="ESR decode", format=format_ratio, kind="ratio"),
+    Column(key="kv_bytes", heading="KV", format=format_bytes),
+    Column(key="kv_bytes_dense", heading="KV dense", format=format_bytes),
+    Column(key="prefill_seconds", heading="Prefill", format=format_seconds),
+    Column(key="seconds", heading="Seconds", format=format_seconds),
+    Column(key="prompt_tokens", heading="Prompt tokens", format=format_count),
+    Column(key="cut", heading="Cut", format=format_count),
+    Column(key="empty", heading="Empty", format=format_count),
+    Column(key="category", heading="Category", format=format_text, kind="text"),
+    Column(key="substitute", heading="Data", format=_mark_stand_in, kind="label"),
+)
+# Said by the label, or shown as a picture.
+EVAL_UNSHOWN = {"method", "target", "decode", "routes"}
+
+
 def pick_columns(rows: Sequence[Mapping[str, Any]]) -> list[Column]:
-    """Columns for `rows`: those of the demo where rows name a task, and one more for each key that they do not cover.
+    """Columns for `rows`: those of an evaluation where rows have a label and a score, those of the demo where they
+    name a task, and one more for each key that is not covered.
 
     An optional column appears only if a row has its key.
     """
     keys = list(dict.fromkeys(key for row in rows for key in row))
-    if "task" not in keys:
+    if {"label", "score"} <= set(keys):
+        shown = [column for column in EVAL_COLUMNS if any(row.get(column.key) is not None for row in rows)]
+        covered = {column.key for column in EVAL_COLUMNS} | EVAL_UNSHOWN
+        shown[0] = replace(shown[0], kind="name")
+        return shown + [_guess_column(key, rows) for key in keys if key not in covered]
+    if "task" not in keys or "reason" in keys:
         return [_guess_column(key, rows) for key in keys]
     known = [column for column in DEMO_COLUMNS if column.key in keys or not column.is_optional]
     named = {column.key for column in DEMO_COLUMNS}
@@ -76,7 +124,3 @@ def _guess_column(key: str, rows: Sequence[Mapping[str, Any]]) -> Column:
         is_whole = all(isinstance(value, int) for value in values)
         return Column(key=key, heading=heading, format=format_count if is_whole else _format_three_digits)
     return Column(key=key, heading=heading, format=format_text, kind="text")
-
-
-def _format_three_digits(value: object) -> str:
-    return format_decimal(value, 3)

@@ -24,7 +24,7 @@ def save_curves(
     """Draw the training log `log` into `path` (.png or .svg).
 
     Args:
-        log: JSON lines, one object a step, with `step` and any of `lm_loss`, `loss`, `msr` (by category),
+        log: JSON lines, one object a step, with `step` and any of `lm_loss`, `regularization`, `msr` (by category),
             `multiplier_linear`, `multiplier_quadratic` (by category), `temperature`, `learning_rate`.
         path: the figure.
         intervals: target interval [low, high] of the MSR by category, drawn as bands.
@@ -70,7 +70,8 @@ def read_training_log(log: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def draw_curves(steps: Steps, *, intervals: Intervals | None = None) -> "Figure":
-    """Draw four panels over the training step: LM loss, MSR by category with its band, multipliers, temperature.
+    """Draw four panels over the training step: loss and regularisation, MSR by category with its band, multipliers,
+    temperature and learning rate.
 
     Raises:
         BackendUnavailable: matplotlib is not installed.
@@ -97,12 +98,16 @@ def draw_curves(steps: Steps, *, intervals: Intervals | None = None) -> "Figure"
 
 
 def _draw_loss(axis: "Axes", steps: Steps) -> None:
-    at, values = _series(steps, "lm_loss")
-    axis.set_title("LM loss")
+    name = next((n for n in ("lm_loss", "distillation_loss") if any(n in step for step in steps)), "lm_loss")
+    at, values = _series(steps, name)
+    axis.set_title({"lm_loss": "LM loss", "distillation_loss": "Distillation loss"}[name])
     # The raw loss jumps from batch to batch; the running mean shows where it goes.
     axis.plot(at, values, color=PALETTE[0], alpha=0.3, linewidth=1)
     axis.plot(at, _smooth(values, window=max(1, len(values) // 25)), color=PALETTE[0], label="running mean")
     axis.set_ylim(bottom=0)
+    at, penalties = _series(steps, "regularization")
+    if penalties:
+        _add_right_axis(axis, at, penalties, "regularisation (dashed)")
 
 
 def _draw_msr(axis: "Axes", steps: Steps, colours: Mapping[str, str], intervals: Intervals) -> None:
@@ -131,14 +136,19 @@ def _draw_schedules(axis: "Axes", steps: Steps) -> None:
     axis.set_ylim(bottom=0)
     at, rates = _series(steps, "learning_rate")
     if rates:
-        right = axis.twinx()
-        right.grid(False)
-        right.plot(at, rates, color=PALETTE[1], linestyle="--")
-        right.set_ylabel("learning rate (dashed)", color=PALETTE[1])
-        right.set_ylim(bottom=0)
-        right.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
-        right.spines["right"].set_visible(True)
-        right.spines["right"].set_color(QUIET)
+        _add_right_axis(axis, at, rates, "learning rate (dashed)")
+
+
+def _add_right_axis(axis: "Axes", at: Sequence[float], values: Sequence[float], label: str) -> None:
+    """A second quantity in the panel, with its own scale on the right."""
+    right = axis.twinx()
+    right.grid(False)
+    right.plot(at, values, color=PALETTE[1], linestyle="--")
+    right.set_ylabel(label, color=PALETTE[1])
+    right.set_ylim(bottom=min(0.0, *values))
+    right.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
+    right.spines["right"].set_visible(True)
+    right.spines["right"].set_color(QUIET)
 
 
 def _add_legend(axis: "Axes", *, below: float) -> None:

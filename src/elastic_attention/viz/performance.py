@@ -5,6 +5,7 @@ Panels whose rows are not in the record are left out.
 
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -45,26 +46,36 @@ def save_kernel_speed(record: Record, path: str | os.PathLike[str]) -> None:
 
 
 def save_model_speed(record: Record, path: str | os.PathLike[str]) -> None:
-    """Draw a record of `benchmarks/gpu_model.py` into `path` (.png or .svg); several models stand beside each other.
+    """Draw a record of `benchmarks/gpu_model.py` into `path` (.png or .svg): the model with most rows.
 
     Raises:
         ElasticAttentionError: the record has no rows to draw, or the figure cannot be written.
         BackendUnavailable: matplotlib is not installed.
     """
-    panels: list[tuple[str, Panel]] = []
-    models = dict.fromkeys(row.get("model") for name in ("rows", "decode") for row in list_rows(record, name))
-    for model in models:
-        for name, draw in (
-            ("rows", _draw_model_prefill),
-            ("rows", _draw_model_speedups),
-            ("rows", _draw_model_memory),
-            ("decode", _draw_model_decode),
-        ):
-            rows = [row for row in list_rows(record, name) if row.get("model") == model]
-            part = {"metrics": {name: rows}}
-            if rows:
-                panels.append((name, lambda axis, _, draw=draw, part=part: draw(axis, part)))  # type: ignore[misc]
-    save_figure(_draw_panels(record, panels, "A whole model, dense and elastic"), path)
+    counts = Counter(row.get("model") for name in ("rows", "decode") for row in list_rows(record, name))
+    model = max(counts, key=lambda name: counts[name], default=None)
+    part = {name: [row for row in list_rows(record, name) if row.get("model") == model] for name in ("rows", "decode")}
+    part["pairs"] = [row for row in part["rows"] if row.get("kernel") == "elastic" and row.get("pair") != "fa-ssa"]
+    part["rows"] = [row for row in part["rows"] if row.get("pair") in (None, "fa-ssa")]
+    panels: list[tuple[str, Panel]] = [
+        ("rows", _draw_model_prefill),
+        ("rows", _draw_model_speedups),
+        ("decode", _draw_model_decode),
+        ("decode", _draw_model_decode_speedups),
+        ("pairs", _draw_model_pairs),
+        ("rows", _draw_model_memory),
+    ]
+    save_figure(_draw_panels({"metrics": part}, panels, f"{model}, dense and elastic"), path)
+
+
+def save_speed(record: Record, path: str | os.PathLike[str]) -> None:
+    """Draw a record of either GPU benchmark.
+
+    Raises:
+        ElasticAttentionError, BackendUnavailable: as `save_kernel_speed`.
+    """
+    save = save_model_speed if "gpu_model" in str(record.get("command")) else save_kernel_speed
+    save(record, path)
 
 
 def _draw_panels(record: Record, panels: Sequence[tuple[str, Panel]], title: str) -> "Figure":
@@ -152,8 +163,8 @@ def _draw_router(axis: "Axes", record: Record) -> None:
 
 def _draw_model_prefill(axis: "Axes", record: Record) -> None:
     rows = list_rows(record)
-    axis.set_title(f"{rows[0].get('model')}: prefill")
-    named = [row | {"line": _name_run(row)} for row in rows if row.get("kernel") != "router"]
+    axis.set_title("Prefill")
+    named = [row | {"line": _name_run(row)} for row in rows]
     _draw_lines(axis, named, "tokens", "seconds", "line")
     _scale_tokens(axis, named)
     _scale_log(axis)
@@ -185,10 +196,31 @@ def _draw_model_memory(axis: "Axes", record: Record) -> None:
 
 def _draw_model_decode(axis: "Axes", record: Record) -> None:
     rows = [row | {"kernel": _name_run(row)} for row in list_rows(record, "decode")]
-    axis.set_title(f"{rows[0].get('model')}: decode")
+    axis.set_title("Decode")
     cells = sorted({(row["tokens"], row["batch"]) for row in rows})
     _draw_bars(axis, rows, cells, "tokens_per_second")
     axis.set_ylabel("tokens per second")
+
+
+def _draw_model_decode_speedups(axis: "Axes", record: Record) -> None:
+    rows = [row for row in list_rows(record, "decode") if row.get("kernel") == "elastic"]
+    axis.set_title("Decode over dense")
+    named = [row | {"line": f"{_name_tokens(row['tokens'])}, B {row['batch']}"} for row in rows]
+    _draw_lines(axis, sorted(named, key=lambda row: (row["tokens"], row["batch"])), "msr", "speedup", "line")
+    axis.set_xlabel("model sparsity ratio (MSR)")
+    axis.set_ylabel("speed-up")
+
+
+def _draw_model_pairs(axis: "Axes", record: Record) -> None:
+    rows = list_rows(record, "pairs")
+    longest = max((row["tokens"] for row in rows), key=lambda tokens: sum(row["tokens"] == tokens for row in rows))
+    chosen = [row for row in rows if row["tokens"] == longest and to_number(row.get("speedup"))]
+    axis.set_title(f"Other patterns, prefill of {_name_tokens(longest)} over dense")
+    labels = [f"{row['pair'].upper()}\n" + (f"{row['density']:.0%}" if row.get("density") else "") for row in chosen]
+    axis.bar(range(len(chosen)), [row["speedup"] for row in chosen], 0.6, color=BLUES[0])
+    axis.set_xticks(range(len(chosen)), labels, fontsize=7.5)
+    axis.grid(False, axis="x")
+    axis.set_ylabel(f"speed-up at MSR {chosen[0]['msr']:.2f}" if chosen else "speed-up")
 
 
 def _draw_lines(axis: "Axes", rows: Sequence[Row], across: str, up: str, by: str) -> None:

@@ -1,12 +1,15 @@
 """One self-contained HTML page from records: totals, head maps, tables. It asks no other host for anything."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import BackendUnavailable, ElasticAttentionError
+from .charts import Chart
 from .columns import Column, pick_columns
+from .eval_charts import build_charts
 from .head_map import CheckedHeadMap, average_head_maps, check_head_map, mean_share
 from .summary import DemoSummary, summarise_demo
 from .units import (
@@ -57,6 +60,8 @@ class Section:
     created: str
     summary: DemoSummary
     maps: list[MapView]
+    charts: list[Chart]
+    choices: list[tuple[str, str]]
     tables: list[TableView]
     facts: dict[str, str]
     config: str
@@ -117,6 +122,8 @@ def _build_section(record: Mapping[str, Any]) -> Section:
         created=str(record.get("created") or "")[:16].replace("T", " "),
         summary=summarise_demo(rows),
         maps=_build_maps(record),
+        charts=build_charts(record),
+        choices=_list_choices(record),
         tables=_build_tables(record),
         facts={
             "Data": format_text(record.get("data")),
@@ -173,6 +180,17 @@ def _build_maps(record: Mapping[str, Any]) -> list[MapView]:
         )
         for task, shares in checked.items()
     ]
+
+
+def _list_choices(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(name, routes) of the samples whose routes the page can draw: a word a layer, a letter 0, 1 or - a KV head."""
+    rows = [row for row in list_rows(record, "examples") if re.fullmatch(r"[01-]+( [01-]+)*", str(row.get("routes")))]
+    return [(_name_choice(row), row["routes"]) for row in rows]
+
+
+def _name_choice(row: Mapping[str, Any]) -> str:
+    where = f"{format_text(row.get('task'))}, {format_count(row.get('length'))} tokens, sample {row.get('index')}"
+    return f"{where}: MSR {format_ratio(row.get('msr'))}, score {format_ratio(row.get('score'))}"
 
 
 def describe_share(share: float | None) -> str:

@@ -17,6 +17,20 @@ from .renderers import (
     render_overhead,
     render_quality,
 )
+from .speed_tables import (
+    render_absent,
+    render_gpu_decode,
+    render_gpu_others,
+    render_gpu_prefill,
+    render_gpu_prefill_short,
+    render_model_batches,
+    render_model_decode,
+    render_model_decode_short,
+    render_model_prefill,
+    render_model_prefill_short,
+    render_route_agreement,
+)
+from .training_tables import render_training, render_training_hours
 
 _BLOCK = re.compile(r"(<!--\s*table:(?P<name>[\w-]+)\s*-->)(?P<body>.*?)(<!--\s*/table:(?P=name)\s*-->)", re.DOTALL)
 _MARKER = re.compile(r"<!--\s*/?table:([\w-]+)\s*-->")
@@ -37,6 +51,20 @@ TABLES = {
     "bench_cpu": TableSource(record="bench_cpu.json", render=render_bench_cpu),
     "overhead": TableSource(record="overhead.json", render=render_overhead),
     "memory": TableSource(record="overhead.json", render=render_memory),
+    "gpu_prefill": TableSource(record="gpu_kernels.json", render=render_gpu_prefill),
+    "gpu_prefill_short": TableSource(record="gpu_kernels.json", render=render_gpu_prefill_short),
+    "gpu_decode": TableSource(record="gpu_kernels.json", render=render_gpu_decode),
+    "gpu_others": TableSource(record="gpu_kernels.json", render=render_gpu_others),
+    "gpu_absent": TableSource(record="gpu_kernels.json", render=render_absent),
+    "model_prefill": TableSource(record="gpu_model.json", render=render_model_prefill),
+    "model_prefill_short": TableSource(record="gpu_model.json", render=render_model_prefill_short),
+    "model_decode": TableSource(record="gpu_model.json", render=render_model_decode),
+    "model_decode_short": TableSource(record="gpu_model.json", render=render_model_decode_short),
+    "model_batches": TableSource(record="gpu_model.json", render=render_model_batches),
+    "model_absent": TableSource(record="gpu_model.json", render=render_absent),
+    "route_agreement": TableSource(record="route_agreement.json", render=render_route_agreement),
+    "training": TableSource(record="training_throughput.json", render=render_training),
+    "training_hours": TableSource(record="training_throughput.json", render=render_training_hours),
 }
 
 

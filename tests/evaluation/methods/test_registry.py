@@ -1,8 +1,17 @@
 """Names, constants of the papers, and words for what is wrong."""
 
+import re
+from pathlib import Path
+
 import pytest
 
-from elastic_attention import AdapterError, ElasticAttentionError, TriangleConfig, XAttentionConfig
+from elastic_attention import (
+    AdapterError,
+    ElasticAttentionError,
+    StreamingConfig,
+    TriangleConfig,
+    XAttentionConfig,
+)
 from elastic_attention.evaluation.methods import (
     LEFT_OUT,
     METHODS,
@@ -14,7 +23,8 @@ from elastic_attention.evaluation.methods import (
 )
 from elastic_attention.evaluation.plan import parse_method
 from elastic_attention.models.checkpoint import save_static_routes
-from elastic_attention.patterns import InfllmConfig, MobaConfig
+from elastic_attention.patterns import InfllmConfig, MobaConfig, build_pattern
+from elastic_attention.sparsity import count_causal_pairs
 from tiny_models import attach_tiny, random_routes
 
 CONSTANTS = {
@@ -112,3 +122,19 @@ def test_attaching_and_detaching_leaves_the_model_alone(model):
 def test_methods_with_patterns_need_generate(model):
     with pytest.raises(ValueError, match="cannot run"):
         prepare_source(Method(name="moba"), attach_tiny(model))
+
+
+def test_the_page_on_methods_lists_them_all_and_its_figures_are_right():
+    page = (Path(__file__).parents[3] / "docs" / "methods.md").read_text(encoding="utf-8")
+    for name in METHODS:
+        assert f"| `{name}" in page or f", `{name}" in page, name
+    assert all(name.upper() in page for name in LEFT_OUT)
+    figures = dict(re.findall(r"^\| `(\w+)`[^|]*\| (0\.\d+ \| 0\.\d+ \| 0\.\d+) \|$", page, re.MULTILINE))
+    assert set(figures) == {"all_sparse", "triangle_mix", "moba", "infllm_v2"}
+    for name, row in figures.items():
+        pattern, ratios = build_pattern(METHODS[name].pattern or StreamingConfig()), []
+        for length in (8192, 32768, 131072):
+            ends = (length,) if name == "triangle_mix" else ()
+            hidden = 1 - pattern.count_pairs(0, length, *ends) / count_causal_pairs(0, length)
+            ratios.append(f"{hidden / 2 if name == 'triangle_mix' else hidden:.3f}")
+        assert row == " | ".join(ratios), name

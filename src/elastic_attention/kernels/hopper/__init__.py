@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ...config import StreamingConfig
+from ..arguments import is_describable
 from ..block_lists import BlockLists
 from ..spans import Spans
 from .schedule import TILE
@@ -28,9 +29,9 @@ def attend_hopper(
     """Hybrid attention in one launch.
 
     Args:
-        q: (B, H, T, D), k, v: (B, G, S, D) bfloat16 or float16, any strides that `explain_hopper` accepts.
+        q: (B, H, T, D), k, v: (B, G, S, D) bfloat16 or float16, any strides that `explain_tensors` accepts.
             Packed: B = 1 and the sequences follow each other along T and S, without gaps.
-        modes: (sequences, G) int32 on the device, see `kernels.modes`; never read by the host.
+        modes: (sequences, G) integers of any width on the device, see `kernels.modes`; never read by the host.
         config: what STREAMING heads read.
         scale: factor of the scores, positive.
         spans: where the sequences lie; None = every element holds T queries that are the last of S keys.
@@ -45,41 +46,38 @@ def attend_hopper(
     Raises:
         ValueError: `scale` is not positive.
     """
-    if not scale > 0:
-        raise ValueError(f"scale={scale} must be positive; negate the queries instead.")
     from .prefill import launch
 
     return launch(q, k, v, modes, config, scale, spans, lists, dense_rows)
 
 
-def explain_hopper(q: Tensor, k: Tensor, v: Tensor, lists: BlockLists | None = None) -> str | None:
-    """Why `attend_hopper` cannot run on these tensors, or None if it can. Compiles nothing, reads no device memory."""
-    if q.device.type != "cuda" or torch.version.hip is not None:
-        return f"the hopper backend needs an NVIDIA GPU, the tensors are on {q.device}"
-    capability = torch.cuda.get_device_capability(q.device)
+def explain_machine(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+    """Why `attend_hopper` cannot run there at all, as half a sentence, or None if it can."""
+    if device.type != "cuda" or torch.version.hip is not None:
+        return f"it needs an NVIDIA GPU, the tensors are on {device}"
+    capability = torch.cuda.get_device_capability(device)
     if capability[0] != 9:
-        return f"the hopper backend needs compute capability 9.x, {q.device} has {capability[0]}.{capability[1]}"
-    if q.dtype not in (torch.bfloat16, torch.float16):
-        return f"the hopper backend needs bfloat16 or float16, got {q.dtype}"
-    if q.shape[-1] not in HEAD_DIMS:
-        return f"the hopper backend needs a head dim of {HEAD_DIMS}, got {q.shape[-1]}"
-    if lists is not None and lists.block_size != TILE:
-        return f"the hopper backend needs lists of blocks of {TILE} tokens, got {lists.block_size}"
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        if not is_describable(x):
-            return f"the copy engine needs 16-byte aligned rows, {name} has strides {x.stride()}; make it contiguous"
+        return f"it needs compute capability 9.x, {device} has {capability[0]}.{capability[1]}"
+    if dtype not in (torch.bfloat16, torch.float16):
+        return f"it needs bfloat16 or float16, not {dtype}"
+    if head_dim not in HEAD_DIMS:
+        return f"it needs a head dim of {HEAD_DIMS}, not {head_dim}"
     return explain_triton()
 
 
-def is_describable(x: Tensor) -> bool:
-    """Whether the copy engine can read x (B, H, T, D): contiguous rows of distinct memory, 16-byte aligned."""
-    steps = [s for s, n in zip(x.stride()[:-1], x.shape, strict=False) if n > 1]
-    return (
-        x.numel() > 0
-        and x.stride(-1) == 1
-        and x.data_ptr() % 16 == 0
-        and all(s > 0 and s * x.element_size() % 16 == 0 for s in steps)
-    )
+def explain_tensors(q: Tensor, k: Tensor, v: Tensor, list_block: int | None = None) -> str | None:
+    """Why `attend_hopper` cannot read these tensors, as half a sentence, or None if it can.
+
+    Args:
+        q: (B, H, T, D), k, v: (B, G, S, D); not a byte of them is looked at.
+        list_block: block size of the lists, None = there are none.
+    """
+    if list_block not in (None, TILE):
+        return f"it needs lists of blocks of {TILE} tokens, not {list_block}"
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if not is_describable(x):
+            return f"its copies need rows at 16-byte steps, {name} has strides {x.stride()}; make it contiguous"
+    return None
 
 
 def explain_triton() -> str | None:
@@ -90,6 +88,6 @@ def explain_triton() -> str | None:
         language = importlib.import_module(_GLUON_MODULES[0])
         importlib.import_module(_GLUON_MODULES[1]).TensorDescriptor  # noqa: B018
     except (ImportError, AttributeError) as error:
-        return f"the hopper backend needs Triton 3.6 or newer with Gluon: {error}"
+        return f"it needs Triton 3.6 or newer with Gluon: {error}"
     missing = [name for name in _GLUON_NAMES if not hasattr(language, name)]
-    return f"the hopper backend needs Gluon's {', '.join(missing)}; install Triton 3.6" if missing else None
+    return f"it needs Gluon's {', '.join(missing)}; install Triton 3.6" if missing else None

@@ -1,6 +1,7 @@
 """What the roles of the kernel share: its compile-time shape, its shared memory and the record of a work item."""
 
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -27,13 +28,13 @@ SINK = gl.constexpr(10)
 WINDOW = gl.constexpr(11)
 DENSE_START = gl.constexpr(12)
 DENSE_STOP = gl.constexpr(13)
-LIST_HEAD = gl.constexpr(14)  # sequence * number of query heads + query head if the head has lists, else -1
-LIST_ROW = gl.constexpr(15)
-ELEMENT = gl.constexpr(16)
-KV_HEAD = gl.constexpr(17)
-KEY_START = gl.constexpr(18)  # tensor row of the sequence's first key
-FOLLOWS_LIST = gl.constexpr(19)
-FIELDS = gl.constexpr(20)
+LIST_COUNT = gl.constexpr(14)  # names on the list of key tiles; 0 = no list
+LIST_PLACE = gl.constexpr(15)  # where in `BlockLists.indices` it begins, 64 bits
+ELEMENT = gl.constexpr(17)
+KV_HEAD = gl.constexpr(18)
+KEY_START = gl.constexpr(19)  # tensor row of the sequence's first key
+FOLLOWS_LIST = gl.constexpr(20)  # reads what is listed and nothing else
+FIELDS = gl.constexpr(21)
 
 
 @dataclass(frozen=True)
@@ -51,23 +52,98 @@ class Shape:
     sorted_heads: int  # power of two that holds all KV heads of all sequences, if they are sorted by mode; else 0
 
 
+class Descriptors(NamedTuple):
+    """Tensors as the copy engine knows them."""
+
+    q: Any
+    k: Any
+    v: Any
+    out: Any
+
+
+class Buffers(NamedTuple):
+    """Shared memory: tiles of two work items' queries, rings of keys and values, results, two work records."""
+
+    q: Any
+    k: Any
+    v: Any
+    out: Any
+    records: Any
+
+
+class Barriers(NamedTuple):
+    """x_full says that x has arrived, x_free that its readers are done."""
+
+    item_full: Any
+    item_free: Any
+    q_full: Any
+    q_free: Any
+    k_full: Any
+    k_free: Any
+    v_full: Any
+    v_free: Any
+
+
+class Tensors(NamedTuple):
+    """What is read and written through pointers."""
+
+    out: Any
+    lse: Any
+    modes: Any
+    counter: Any
+    list_counts: Any
+    list_indices: Any
+    dense_rows: Any
+    query_starts: Any
+    query_lengths: Any
+    key_starts: Any
+    key_lengths: Any
+
+
+class Sizes(NamedTuple):
+    """Numbers of a launch; sink, window and block are tokens, scale is for exponents of 2."""
+
+    num_queries: Any
+    num_keys: Any
+    num_q_heads: Any
+    num_kv_heads: Any
+    num_sequences: Any
+    num_tiles: Any
+    list_rows: Any
+    list_room: Any
+    scale: Any
+    sink: Any
+    window: Any
+    block: Any
+
+
+class Launch(NamedTuple):
+    """All that the roles of the kernel share."""
+
+    descs: Descriptors
+    buffers: Buffers
+    barriers: Barriers
+    tensors: Tensors
+    sizes: Sizes
+
+
 @gluon.jit
-def allocate(q_desc, k_desc, v_desc, o_desc, SHAPE: gl.constexpr):
-    """Buffers and barriers. A barrier named x_full says that x has arrived, x_free that its readers are done."""
+def allocate(descs, SHAPE: gl.constexpr):
+    """The buffers and barriers of a program."""
     KS: gl.constexpr = SHAPE.key_stages
     VS: gl.constexpr = SHAPE.value_stages
     D: gl.constexpr = SHAPE.head_dim
-    q_s = gl.allocate_shared_memory(q_desc.dtype, [4, 1, 1, HALF, D], q_desc.layout)
-    k_s = gl.allocate_shared_memory(q_desc.dtype, [KS, 1, 1, ROWS, D], k_desc.layout)
-    v_s = gl.allocate_shared_memory(q_desc.dtype, [VS, 1, 1, ROWS, D], v_desc.layout)
-    o_s = gl.allocate_shared_memory(q_desc.dtype, [2, 1, 1, HALF, D], o_desc.layout)
+    q_s = gl.allocate_shared_memory(descs.q.dtype, [4, 1, 1, HALF, D], descs.q.layout)
+    k_s = gl.allocate_shared_memory(descs.q.dtype, [KS, 1, 1, ROWS, D], descs.k.layout)
+    v_s = gl.allocate_shared_memory(descs.q.dtype, [VS, 1, 1, ROWS, D], descs.v.layout)
+    o_s = gl.allocate_shared_memory(descs.q.dtype, [2, 1, 1, HALF, D], descs.out.layout)
     records = gl.allocate_shared_memory(gl.int32, [2 * FIELDS, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
     item_full, item_free = allocate_barriers(2, 3)  # read by the producer too
     q_full, q_free = allocate_barriers(2, 2)
     k_full, k_free = allocate_barriers(KS, 2)
     v_full, v_free = allocate_barriers(VS, 2)
-    barriers = (item_full, item_free, q_full, q_free, k_full, k_free, v_full, v_free)
-    return (q_s, k_s, v_s, o_s, records), barriers
+    barriers = Barriers(item_full, item_free, q_full, q_free, k_full, k_free, v_full, v_free)
+    return Buffers(q_s, k_s, v_s, o_s, records), barriers
 
 
 @gluon.jit
@@ -96,7 +172,14 @@ def read_field(records, slot, field):
 
 
 @gluon.jit
-def locate_list(head, tile, row, room):
-    """Offset of a tile's key blocks in `BlockLists.indices`: rows of a triangle, back to back."""
-    first = tile - row
-    return head.to(gl.int64) * room + tile * (tile + 1) // 2 - first * (first + 1) // 2
+def write_place(records, slot, place):
+    """Put a 64-bit offset into the record."""
+    write_field(records, slot, LIST_PLACE, place.to(gl.int32))
+    write_field(records, slot, LIST_PLACE + 1, (place >> 32).to(gl.int32))
+
+
+@gluon.jit
+def read_place(records, slot):
+    """The offset that `write_place` has left."""
+    high = read_field(records, slot, LIST_PLACE + 1).to(gl.int64) << 32
+    return high | (read_field(records, slot, LIST_PLACE).to(gl.int64) & 0xFFFFFFFF)

@@ -9,28 +9,29 @@ from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from ...config import StreamingConfig
+from ..arguments import count_tiles, find_strides, make_outputs, name_lists, name_spans, scale_for_base_two
 from ..block_lists import BlockLists
+from ..device import on_its_device
 from ..spans import Spans
 from .consumer import consume
-from .layout import Shape, allocate
+from .layout import Descriptors, Launch, Shape, Sizes, Tensors, allocate
 from .producer import produce
 from .schedule import TILE
 from .scheduler import plan
 
-LOG2_E = 1.4426950408889634
 # 64K registers for 12 warps; the producer gives most of its share to the consumers.
 LAUNCH_REGISTERS, CONSUMER_REGISTERS, PRODUCER_REGISTERS = 168, 232, 40
 MAX_SORTED_HEADS = 256
 
 
 @gluon.jit
-def _consume_upper(descs, memory, barriers, tensors, spans, sizes, pattern, SHAPE: gl.constexpr):
-    consume(descs, memory, barriers, tensors, spans, sizes, pattern, SHAPE, 0)
+def _consume_upper(launched, SHAPE: gl.constexpr):
+    consume(launched, SHAPE, 0)
 
 
 @gluon.jit
-def _consume_lower(descs, memory, barriers, tensors, spans, sizes, pattern, SHAPE: gl.constexpr):
-    consume(descs, memory, barriers, tensors, spans, sizes, pattern, SHAPE, 1)
+def _consume_lower(launched, SHAPE: gl.constexpr):
+    consume(launched, SHAPE, 1)
 
 
 @gluon.jit(
@@ -46,27 +47,31 @@ def hybrid_prefill(
     SHAPE: gl.constexpr, CONSUMER: gl.constexpr, PRODUCER: gl.constexpr,
 ):  # fmt: skip
     """See `launch`."""
-    memory, barriers = allocate(q_desc, k_desc, v_desc, o_desc, SHAPE)
-    fence_async_shared()
-    descs = (q_desc, k_desc, v_desc, o_desc)
-    tensors = (out, lse, modes, counter, list_counts, list_indices, dense_rows)
-    spans = (query_starts, query_lengths, key_starts, key_lengths)
-    sizes = (
-        num_queries, num_keys, num_q_heads, num_kv_heads, num_sequences, num_tiles, list_rows, list_room, scale
+    descs = Descriptors(q_desc, k_desc, v_desc, o_desc)
+    tensors = Tensors(
+        out, lse, modes, counter, list_counts, list_indices, dense_rows,
+        query_starts, query_lengths, key_starts, key_lengths,
     )  # fmt: skip
-    pattern = (num_sink_tokens, local_window, block)
+    sizes = Sizes(
+        num_queries, num_keys, num_q_heads, num_kv_heads, num_sequences, num_tiles, list_rows, list_room, scale,
+        num_sink_tokens, local_window, block,
+    )  # fmt: skip
+    buffers, barriers = allocate(descs, SHAPE)
+    fence_async_shared()
+    launched = Launch(descs, buffers, barriers, tensors, sizes)
     gl.warp_specialize(
         [
-            (_consume_upper, (descs, memory, barriers, tensors, spans, sizes, pattern, SHAPE)),
-            (_consume_lower, (descs, memory, barriers, tensors, spans, sizes, pattern, SHAPE)),
-            (produce, (descs, memory, barriers, tensors, spans, sizes, pattern, SHAPE)),
-            (plan, (descs, memory, barriers, tensors, spans, sizes, pattern, SHAPE)),
+            (_consume_upper, (launched, SHAPE)),
+            (_consume_lower, (launched, SHAPE)),
+            (produce, (launched, SHAPE)),
+            (plan, (launched, SHAPE)),
         ],
         [4, 1, 1],
         [CONSUMER, PRODUCER, PRODUCER],
     )
 
 
+@on_its_device
 def launch(
     q: Tensor,
     k: Tensor,
@@ -79,29 +84,24 @@ def launch(
     dense_rows: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """As `attend_hopper`, unchecked."""
-    batch, num_q_heads, num_queries, head_dim = q.shape
+    num_q_heads, num_queries, head_dim = q.shape[1:]
     num_kv_heads, num_keys = k.shape[1:3]
-    out = q.new_empty(batch, num_queries, num_q_heads, head_dim).transpose(1, 2)
-    lse = q.new_empty(batch, num_q_heads, num_queries, dtype=torch.float32)
+    out, lse = make_outputs(q)
+    factor = scale_for_base_two(scale)
     if not out.numel():
         return out, lse
-    modes = modes.contiguous()
+    counter = find_counter(q.device)
     num_sequences = len(modes)
-    num_tiles = count_tiles(num_queries, num_keys, spans)
+    num_tiles = count_tiles(num_queries, num_keys, spans, TILE)
     num_items = num_sequences * num_q_heads * num_tiles
     grid = min(num_items, torch.cuda.get_device_properties(q.device).multi_processor_count)
-    starts = (modes,) * 4
-    if spans is not None:
-        starts = (spans.query_start, spans.query_length, spans.key_start, spans.key_length)
+    list_counts, list_indices, list_rows, list_room = name_lists(lists, counter)
     hybrid_prefill[(grid,)](
         *(describe(q, TILE // 2), describe(k, TILE), describe(v, TILE), describe(out, TILE // 2)),
-        *(out, lse, modes, find_counter(q.device)),
-        *((lists.counts, lists.indices) if lists is not None else (modes, modes)),
-        dense_rows if dense_rows is not None else modes,
-        *starts,
-        *(num_queries, num_keys, num_q_heads, num_kv_heads, num_sequences, num_tiles),
-        *((lists.counts.shape[2], lists.indices.shape[2]) if lists is not None else (0, 0)),
-        scale * LOG2_E,
+        *(out, lse, modes.contiguous(), counter, list_counts, list_indices),
+        dense_rows if dense_rows is not None else counter,
+        *name_spans(spans, counter),
+        *(num_queries, num_keys, num_q_heads, num_kv_heads, num_sequences, num_tiles, list_rows, list_room, factor),
         *(config.num_sink_tokens, config.local_window, config.block_size),
         choose_shape(head_dim, config, spans, lists, dense_rows, num_sequences * num_kv_heads),
         CONSUMER_REGISTERS,
@@ -134,19 +134,10 @@ def choose_shape(
     )
 
 
-def count_tiles(num_queries: int, num_keys: int, spans: Spans | None) -> int:
-    """Query tiles of one head of one sequence, as far as the host knows. Tiles start at multiples of TILE positions."""
-    if spans is None:
-        return (num_keys - 1) // TILE - (num_keys - num_queries) // TILE + 1
-    return -(-(spans.max_query_length if spans.is_packed else num_queries) // TILE) + 1
-
-
 def describe(x: Tensor, rows: int) -> TensorDescriptor:
     """A descriptor of x (B, H, T, D), any strides, in tiles of `rows` rows and all columns."""
-    # The stride of a dimension of one element is never used, and may be anything.
-    strides = [s if n > 1 else x.shape[-1] for s, n in zip(x.stride()[:-1], x.shape, strict=False)]
     layout = gl.NVMMASharedLayout(swizzle_byte_width=min(128, 2 * x.shape[-1]), element_bitwidth=16, rank=4)
-    return TensorDescriptor(x, list(x.shape), [*strides, 1], [1, 1, rows, x.shape[-1]], layout)
+    return TensorDescriptor(x, list(x.shape), find_strides(x), [1, 1, rows, x.shape[-1]], layout)
 
 
 _counters: dict[tuple[torch.device, int], Tensor] = {}

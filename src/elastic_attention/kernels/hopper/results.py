@@ -11,11 +11,11 @@ LN_2 = gl.constexpr(0.6931471805599453)
 
 
 @gluon.jit
-def write_results(
-    o_desc, out, lse, o_s, records, slot, acc, total, highest, num_queries, num_q_heads,
-    WHO: gl.constexpr, SHAPE: gl.constexpr,
-):  # fmt: skip
+def write_results(launched, slot, acc, total, highest, SHAPE: gl.constexpr, WHO: gl.constexpr):
     """Divide by the totals and store, the rows of nobody as 0 and -inf."""
+    records = launched.buffers.records
+    num_queries = launched.sizes.num_queries
+    num_q_heads = launched.sizes.num_q_heads
     D: gl.constexpr = SHAPE.head_dim
     ACC_ROWS: gl.constexpr = gl.SliceLayout(1, acc.type.layout)
     row = read_field(records, slot, ROW) + WHO * HALF
@@ -29,15 +29,17 @@ def write_results(
     is_real = (rows >= first_row) & (rows < stop_row)
     is_kept = is_real
     sums = gl.convert_layout(gl.sum(total, 1), ACC_ROWS)
-    log_total = gl.convert_layout(highest, ACC_ROWS) * LN_2 + gl.log(sums)
+    log_total = gl.convert_layout(gl.max(highest, 1), ACC_ROWS) * LN_2 + gl.log(sums)
     result = acc * (1.0 / sums)[:, None]
     if SHAPE.is_ragged:
         result = gl.where(is_real[:, None], result, 0.0)
         log_total = gl.where(is_real, log_total, NONE)
         if not SHAPE.is_packed:
             is_kept = (rows >= 0) & (rows < num_queries)
-    gl.store(lse + head.to(gl.int64) * num_queries + rows, log_total, mask=is_kept)
-    result = result.to(o_desc.dtype)
+    # Unsigned, because a sign would take a register in the loop over keys.
+    line = head.to(gl.uint32).to(gl.uint64) * num_queries.to(gl.uint32)
+    gl.store(launched.tensors.lse + line + rows, log_total, mask=is_kept)
+    result = result.to(launched.descs.out.dtype)
     element = head // num_q_heads
     q_head = head - element * num_q_heads
     # The copy engine leaves out rows behind the tensor, but must not start before it.
@@ -45,9 +47,9 @@ def write_results(
     if SHAPE.is_packed:
         is_whole = (row >= first_row) & (row + HALF <= stop_row)
     if is_whole:
-        _store_whole(o_desc, o_s, result, element, q_head, row, WHO, D)
+        _store_whole(launched.descs.out, launched.buffers.out, result, element, q_head, row, WHO, D)
     else:
-        base = out + (element.to(gl.int64) * num_queries * num_q_heads + q_head) * D
+        base = launched.tensors.out + (element.to(gl.int64) * num_queries * num_q_heads + q_head) * D
         _store_real(base, num_q_heads * D, rows, is_kept, result, D)
 
 

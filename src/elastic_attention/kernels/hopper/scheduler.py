@@ -18,8 +18,7 @@ from .layout import (
     KEY_START,
     KV_HEAD,
     LAST_KEYS,
-    LIST_HEAD,
-    LIST_ROW,
+    LIST_COUNT,
     MASKED_FROM,
     OPENING,
     ROW,
@@ -30,6 +29,7 @@ from .layout import (
     TILE,
     WINDOW,
     write_field,
+    write_place,
 )
 
 FULL = gl.constexpr(mode_numbers.FULL)
@@ -52,7 +52,7 @@ def _find_head(place, modes, count, SLOTS: gl.constexpr):
     LANES: gl.constexpr = gl.BlockedLayout([SLOTS // 32], [32], [1], [0])
     heads = gl.arange(0, SLOTS, layout=LANES)
     mode = gl.load(modes + heads, mask=heads < count, other=STREAMING)
-    is_long = (mode != STREAMING).to(gl.int32)
+    is_long = (mode.to(gl.int32) != STREAMING).to(gl.int32)
     longs = gl.associative_scan(is_long, 0, _add)
     num_longs = gl.sum(is_long, 0)
     places = gl.where(is_long == 1, longs - 1, num_longs + heads - longs)
@@ -60,38 +60,38 @@ def _find_head(place, modes, count, SLOTS: gl.constexpr):
 
 
 @gluon.jit
-def plan(descs, memory, barriers, tensors, spans, sizes, pattern, SHAPE: gl.constexpr):
+def plan(launched, SHAPE: gl.constexpr):
     """Leaves a record per item, and one of no steps at the end."""
-    q_s, k_s, v_s, o_s, records = memory
-    item_full, item_free, q_full, q_free, k_full, k_free, v_full, v_free = barriers
-    out, lse, modes, counter, list_counts, list_indices, dense_rows = tensors
-    query_starts, query_lengths, key_starts, key_lengths = spans
-    num_queries, num_keys, num_q_heads, num_kv_heads, num_sequences, num_tiles, list_rows, list_room, scale = sizes
-    num_sink_tokens, local_window, block = pattern
+    records = launched.buffers.records
+    barriers = launched.barriers
+    tensors = launched.tensors
+    sizes = launched.sizes
+    num_q_heads = sizes.num_q_heads
+    num_kv_heads = sizes.num_kv_heads
     group = num_q_heads // num_kv_heads
-    total = num_sequences * num_q_heads * num_tiles
+    total = sizes.num_sequences * num_q_heads * sizes.num_tiles
     planned = 0
     query_start = 0
-    query_length = num_queries
+    query_length = sizes.num_queries
     key_start = 0
-    key_length = num_keys
+    key_length = sizes.num_keys
     item = gl.program_id(0)
     while item < total:
-        place, behind, member = split_item(item, num_tiles, group)
+        place, behind, member = split_item(item, sizes.num_tiles, group)
         section = place
         if SHAPE.sorted_heads:
-            section = _find_head(place, modes, num_sequences * num_kv_heads, SHAPE.sorted_heads)
+            section = _find_head(place, tensors.modes, sizes.num_sequences * num_kv_heads, SHAPE.sorted_heads)
         sequence = section // num_kv_heads
         kv_head = section - sequence * num_kv_heads
         head = kv_head * group + member
         element = sequence
         first_row = 0
-        stop_row = num_queries
+        stop_row = sizes.num_queries
         if SHAPE.is_ragged:
-            query_start = gl.load(query_starts + sequence)
-            query_length = gl.load(query_lengths + sequence)
-            key_start = gl.load(key_starts + sequence)
-            key_length = gl.load(key_lengths + sequence)
+            query_start = gl.load(tensors.query_starts + sequence)
+            query_length = gl.load(tensors.query_lengths + sequence)
+            key_start = gl.load(tensors.key_starts + sequence)
+            key_length = gl.load(tensors.key_lengths + sequence)
             if SHAPE.is_packed:
                 element = 0
                 first_row = query_start
@@ -99,7 +99,7 @@ def plan(descs, memory, barriers, tensors, spans, sizes, pattern, SHAPE: gl.cons
         shift = query_start + query_length - key_length
         tile, row = place_tile(behind, shift, stop_row, ROWS)
         if (row + ROWS > first_row) & (first_row < stop_row):
-            mode = gl.load(modes + section)
+            mode = gl.load(tensors.modes + section).to(gl.int32)
             first = tile * ROWS
             has_queries = (row < query_start + query_length) & (row + ROWS > query_start)
             reads_all = mode == FULL
@@ -108,28 +108,30 @@ def plan(descs, memory, barriers, tensors, spans, sizes, pattern, SHAPE: gl.cons
             dense_start = 0
             dense_stop = 0
             if SHAPE.has_dense_rows:
-                dense_start = gl.load(dense_rows + sequence * 2, mask=mode > STREAMING, other=0)
-                dense_stop = gl.load(dense_rows + sequence * 2 + 1, mask=mode > STREAMING, other=0)
+                dense_start = gl.load(tensors.dense_rows + sequence * 2, mask=mode > STREAMING, other=0)
+                dense_stop = gl.load(tensors.dense_rows + sequence * 2 + 1, mask=mode > STREAMING, other=0)
                 is_dense = (dense_start <= first) & (dense_stop >= gl.minimum(first + ROWS, key_length))
                 is_mixed = (dense_start < first + ROWS) & (dense_stop > first) & (is_dense == 0)
                 reads_all = reads_all | is_dense
                 is_named = is_named & (is_dense == 0)
-            sink = gl.where(is_named, 0, num_sink_tokens)
-            window = gl.where(reads_all, EVERYTHING, gl.where(is_named, -EVERYTHING, local_window))
+            sink = gl.where(is_named, 0, sizes.sink)
+            window = gl.where(reads_all, EVERYTHING, gl.where(is_named, -EVERYTHING, sizes.window))
             steps, masked_from, opening, gap = plan_keys(
-                gl.maximum(tile, 0), num_sink_tokens, gl.where(is_mixed | is_named, EVERYTHING, window), block, ROWS
+                gl.maximum(tile, 0), sizes.sink, gl.where(is_mixed | is_named, EVERYTHING, window), sizes.block, ROWS
             )
             masked_from = gl.where(is_mixed, 1, masked_from)
-            list_head = -1
-            list_row = 0
             follows_list = False
             if SHAPE.has_lists:
-                list_head = gl.where(is_named, sequence * num_q_heads + head, -1)
-                list_row = gl.maximum(tile, 0) - (key_length - query_length) // ROWS
-                follows_list = is_named & (is_mixed == 0) & has_queries
-                if follows_list:
-                    steps = gl.load(list_counts + (sequence * num_q_heads + head) * list_rows + list_row)
-                    masked_from = steps
+                is_named = is_named & has_queries
+                line = sequence * num_q_heads + head
+                opens = (key_length - query_length) // ROWS  # the first query block that has a list
+                list_count = gl.load(
+                    tensors.list_counts + line * sizes.list_rows + tile - opens, mask=is_named, other=0
+                )
+                list_place = line.to(gl.int64) * sizes.list_room + tile * (tile + 1) // 2 - opens * (opens + 1) // 2
+                follows_list = is_named & (is_mixed == 0)
+                steps = gl.where(follows_list, list_count, steps)
+                masked_from = gl.where(follows_list, list_count, masked_from)
             if SHAPE.is_ragged:
                 steps = gl.where(has_queries, steps, 1)
 
@@ -148,8 +150,8 @@ def plan(descs, memory, barriers, tensors, spans, sizes, pattern, SHAPE: gl.cons
                 write_field(records, slot, LAST_KEYS, key_length - first)
                 write_field(records, slot, KEY_START, key_start)
             if SHAPE.has_lists:
-                write_field(records, slot, LIST_HEAD, list_head)
-                write_field(records, slot, LIST_ROW, list_row)
+                write_field(records, slot, LIST_COUNT, list_count)
+                write_place(records, slot, list_place)
                 write_field(records, slot, FOLLOWS_LIST, gl.where(follows_list, 1, 0))
             if SHAPE.has_edges:
                 write_field(records, slot, MASKED_FROM, masked_from)
@@ -157,14 +159,14 @@ def plan(descs, memory, barriers, tensors, spans, sizes, pattern, SHAPE: gl.cons
                 write_field(records, slot, WINDOW, window)
                 write_field(records, slot, DENSE_START, dense_start)
                 write_field(records, slot, DENSE_STOP, dense_stop)
-            mbarrier.arrive(item_full.index(slot), count=1)
+            mbarrier.arrive(barriers.item_full.index(slot), count=1)
             planned += 1
             # Before the next ticket: who takes one early, takes it from somebody who is free sooner.
-            mbarrier.wait(item_free.index(planned & 1), ((planned >> 1) & 1) ^ 1)
+            mbarrier.wait(barriers.item_free.index(planned & 1), ((planned >> 1) & 1) ^ 1)
         # The ticket after the last one winds the counter back for the next launch.
-        ticket = gl.atomic_add(counter, 1, sem="relaxed")
+        ticket = gl.atomic_add(tensors.counter, 1, sem="relaxed")
         if ticket == total - 1:
-            gl.store(counter, 0)
+            gl.store(tensors.counter, 0)
         item = ticket + gl.num_programs(0)
     write_field(records, planned & 1, STEPS, 0)
-    mbarrier.arrive(item_full.index(planned & 1), count=1)
+    mbarrier.arrive(barriers.item_full.index(planned & 1), count=1)

@@ -4,6 +4,8 @@ Two warpgroups take turns: while one issues its matrix products the other comput
 scores of the next key tile are computed while the values of the present one are still being added.
 """
 
+from typing import Any, NamedTuple
+
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
@@ -19,7 +21,7 @@ from .layout import (
     DENSE_STOP,
     GAP,
     HALF,
-    LIST_HEAD,
+    LIST_COUNT,
     OPENING,
     ROWS,
     SINK,
@@ -27,6 +29,7 @@ from .layout import (
     WINDOW,
     read_field,
 )
+from .softmax import find_highest, shrink, weigh, weigh_next
 
 key_tile = gluon.jit(schedule.key_tile)
 find_opening = gluon.jit(schedule.find_opening)
@@ -35,6 +38,20 @@ is_visible = gluon.jit(schedule.is_visible)
 FIRST_TURN = gl.constexpr(8)  # hardware barriers; Triton itself counts up from 0
 CLEARED = gl.constexpr(10)
 NONE = gl.constexpr(float("-inf"))
+
+
+class State(NamedTuple):
+    """What a warpgroup knows of its rows after some key tiles.
+
+    The outputs so far and the sums of their weights, both relative to a reference near the highest score; the weights
+    of the newest key tile, whose values are still missing; the number of key tiles read since the launch.
+    """
+
+    acc: Any
+    total: Any
+    highest: Any
+    weights: Any
+    used: Any
 
 
 @gluon.jit
@@ -52,117 +69,97 @@ def arrive_both(name):
 
 
 @gluon.jit
-def start_scores(q_s, k_s, slot, stage, WHO: gl.constexpr, D: gl.constexpr):
+def start_scores(buffers, slot, stage, WHO: gl.constexpr, D: gl.constexpr):
     """Start Q Kᵀ of a key tile; the result is a promise."""
     LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, ROWS, 16])
-    q = q_s.index(2 * slot + WHO).reshape([HALF, D])
-    k = k_s.index(stage).reshape([ROWS, D]).permute((1, 0))
+    q = buffers.q.index(2 * slot + WHO).reshape([HALF, D])
+    k = buffers.k.index(stage).reshape([ROWS, D]).permute((1, 0))
     nothing = gl.zeros([HALF, ROWS], gl.float32, LAYOUT)
     return warpgroup_mma(q, k, nothing, use_acc=False, is_async=True)
-
-
-@gluon.jit
-def soften(scores, highest, scale):
-    """Weights in base 2, their sums per row (a part for each of the four threads of a row), and the new maxima."""
-    new_highest = gl.maximum(highest, gl.max(scores, 1) * scale)
-    weights = gl.exp2(scores * scale - new_highest[:, None])
-    # Column 8 a + 2 b + c lies in thread b of a row: these sums cross no thread. Those of a row meet at the end.
-    sums = gl.sum(gl.sum(weights.reshape([HALF, ROWS // 8, 4, 2]), 3), 1)
-    return weights, sums, new_highest
 
 
 @gluon.jit
 def has_list(records, slot, SHAPE: gl.constexpr):
     """Whether the item is ruled by a list, which always names the diagonal."""
     if SHAPE.has_edges and SHAPE.has_lists:
-        return gl.where(read_field(records, slot, LIST_HEAD) >= 0, 1, 0)
+        return gl.where(read_field(records, slot, LIST_COUNT) > 0, 1, 0)
     else:
         return 0
 
 
 @gluon.jit
-def hide(scores, slot, records, block, step, is_listed, WHO: gl.constexpr, SHAPE: gl.constexpr):
+def hide(scores, launched, slot, step, is_listed, SHAPE: gl.constexpr, WHO: gl.constexpr):
     """-inf where a query does not read a key of the tile at `step`."""
     LAYOUT: gl.constexpr = scores.type.layout
     rows = WHO * HALF + gl.arange(0, HALF, layout=gl.SliceLayout(1, LAYOUT))[:, None]
     columns = gl.arange(0, ROWS, layout=gl.SliceLayout(0, LAYOUT))[None, :]
     if not SHAPE.has_edges:
         return gl.where(rows >= columns, scores, NONE)
+    records = launched.buffers.records
     tile = read_field(records, slot, TILE)
     source = key_tile(step, tile, read_field(records, slot, OPENING), read_field(records, slot, GAP))
     queries = tile * ROWS + rows
     keys = source * ROWS + columns
     dense_start = read_field(records, slot, DENSE_START)
     dense_stop = read_field(records, slot, DENSE_STOP)
-    opening = find_opening(queries, read_field(records, slot, WINDOW), block, dense_start, dense_stop) * (1 - is_listed)
+    window = read_field(records, slot, WINDOW)
+    opening = find_opening(queries, window, launched.sizes.block, dense_start, dense_stop) * (1 - is_listed)
     seen = is_visible(keys, read_field(records, slot, SINK), opening)
     return gl.where((keys <= queries) & seen, scores, NONE)
 
 
 @gluon.jit
-def begin(memory, barriers, steps, lowest, block, scale, WEIGHTS: gl.constexpr, WHO: gl.constexpr, SHAPE: gl.constexpr):
-    """The scores of the very first item."""
-    q_s, k_s, v_s, o_s, records = memory
-    item_full, item_free, q_full, q_free, k_full, k_free, v_full, v_free = barriers
-    mbarrier.wait(q_full.index(0), 0, pred=steps > 0)
-    mbarrier.wait(k_full.index(0), 0, pred=steps > 0)
+def begin(launched, steps, WEIGHTS: gl.constexpr, SHAPE: gl.constexpr, WHO: gl.constexpr):
+    """Sums, maxima and weights of the first key tile of the very first item."""
+    barriers = launched.barriers
+    mbarrier.wait(barriers.q_full.index(0), 0, pred=steps > 0)
+    mbarrier.wait(barriers.k_full.index(0), 0, pred=steps > 0)
     wait_both(FIRST_TURN + WHO)
-    promise = start_scores(q_s, k_s, 0, 0, WHO, SHAPE.head_dim)
+    promise = start_scores(launched.buffers, 0, 0, WHO, SHAPE.head_dim)
     arrive_both(FIRST_TURN + 1 - WHO)
     scores = warpgroup_mma_wait(0, deps=(promise,))
-    mbarrier.arrive(k_free.index(0), count=1, pred=steps > 0)
-    scores = hide(scores, 0, records, block, 0, has_list(records, 0, SHAPE), WHO, SHAPE)
-    weights, total, highest = soften(scores, lowest, scale)
-    return total, highest, gl.convert_layout(weights.to(q_s.dtype), WEIGHTS)
+    mbarrier.arrive(barriers.k_free.index(0), count=1, pred=steps > 0)
+    scores = hide(scores, launched, 0, 0, has_list(launched.buffers.records, 0, SHAPE), SHAPE, WHO)
+    highest = find_highest(scores, launched.sizes.scale)
+    weights, total = weigh(scores, highest, launched.sizes.scale)
+    return total, highest, gl.convert_layout(weights.to(launched.buffers.q.dtype), WEIGHTS)
 
 
 @gluon.jit
 def advance(
-    acc,
-    total,
-    highest,
-    p,
-    used,
-    memory,
-    barriers,
-    slot,
-    block,
-    step,
-    is_listed,
-    scale,
-    WHO: gl.constexpr,
-    SHAPE: gl.constexpr,
-    IS_MASKED: gl.constexpr,
-):
+    state, launched, slot, step, is_listed, SHAPE: gl.constexpr, WHO: gl.constexpr, IS_MASKED: gl.constexpr
+):  # fmt: skip
     """Scores of the next key tile, values of the present one."""
-    q_s, k_s, v_s, o_s, records = memory
-    item_full, item_free, q_full, q_free, k_full, k_free, v_full, v_free = barriers
+    buffers = launched.buffers
+    barriers = launched.barriers
     KS: gl.constexpr = SHAPE.key_stages
     VS: gl.constexpr = SHAPE.value_stages
     D: gl.constexpr = SHAPE.head_dim
-    ACC: gl.constexpr = acc.type.layout
-    vs = used % VS
-    v_phase = (used // VS) & 1
-    used += 1
+    vs = state.used % VS
+    v_phase = (state.used // VS) & 1
+    used = state.used + 1
     ks = used % KS
-    mbarrier.wait(k_full.index(ks), (used // KS) & 1)
+    mbarrier.wait(barriers.k_full.index(ks), (used // KS) & 1)
     wait_both(FIRST_TURN + WHO)
-    promise = start_scores(q_s, k_s, slot, ks, WHO, D)
-    mbarrier.wait(v_full.index(vs), v_phase)
-    acc = warpgroup_mma(p, v_s.index(vs).reshape([ROWS, D]), acc, is_async=True)
+    promise = start_scores(buffers, slot, ks, WHO, D)
+    mbarrier.wait(barriers.v_full.index(vs), v_phase)
+    acc = warpgroup_mma(state.weights, buffers.v.index(vs).reshape([ROWS, D]), state.acc, is_async=True)
     arrive_both(FIRST_TURN + 1 - WHO)
     scores, acc = warpgroup_mma_wait(1, deps=(promise, acc))
-    mbarrier.arrive(k_free.index(ks), count=1)
+    mbarrier.arrive(barriers.k_free.index(ks), count=1)
     if IS_MASKED:
-        scores = hide(scores, slot, records, block, step, is_listed, WHO, SHAPE)
-    weights, sums, new_highest = soften(scores, highest, scale)
-    shrink = gl.exp2(highest - new_highest)
-    total = total * gl.convert_layout(shrink, gl.SliceLayout(1, sums.type.layout))[:, None] + sums
+        scores = hide(scores, launched, slot, step, is_listed, SHAPE, WHO)
+        growth = gl.maximum(find_highest(scores, launched.sizes.scale) - state.highest, 0.0)
+        weights, sums = weigh(scores, state.highest + growth, launched.sizes.scale)
+    else:
+        weights, sums, growth = weigh_next(scores, state.highest, launched.sizes.scale, state.weights.dtype)
+    total = state.total * gl.exp2(-growth) + sums
+    highest = state.highest + growth
     acc = warpgroup_mma_wait(0, deps=(acc,))
-    mbarrier.arrive(v_free.index(vs), count=1)
-    acc = acc * gl.convert_layout(shrink, gl.SliceLayout(1, ACC))[:, None]
-    p = gl.convert_layout(weights.to(p.dtype), p.type.layout)
-    return acc, total, new_highest, p, used
+    mbarrier.arrive(barriers.v_free.index(vs), count=1)
+    acc = shrink(acc, growth)
+    weights = gl.convert_layout(weights.to(state.weights.dtype), state.weights.type.layout)
+    return State(acc, total, highest, weights, used)
 
 
 @gluon.jit

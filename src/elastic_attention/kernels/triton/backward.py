@@ -18,18 +18,18 @@ import triton.language as tl
 from torch import Tensor
 
 from ...config import StreamingConfig
+from ..arguments import LOG2_E, count_tiles, name_spans
+from ..device import on_its_device
 from ..spans import Spans
 from .gradient_sweeps import sweep_keys, sweep_queries
 from .shapes import (
     TileShape,
     choose_gradient_shapes,
-    count_tiles,
     holds_whole_blocks,
-    name_spans,
     shape_grid,
     takes_descriptors,
 )
-from .tiles import LOG2_E, LOG_2_E, can_describe, describe, load_real_rows, locate_tile
+from .tiles import LOG_2_E, can_describe, describe, load_real_rows, locate_tile
 
 _WEIGH_ROWS = 64
 
@@ -77,6 +77,7 @@ def differentiate(
     return launch_gradients(grad, q, k, v, route, paths, config, scale, spans, shapes, use_descriptors)
 
 
+@on_its_device
 def launch_gradients(
     grad: Tensor,
     q: Tensor,

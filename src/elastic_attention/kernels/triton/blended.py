@@ -15,13 +15,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ...config import StreamingConfig
+from ..arguments import count_tiles, name_spans, scale_for_base_two
+from ..device import on_its_device
+from ..kept import compute_once
 from ..spans import Spans
 from .backward import Paths, differentiate
-from .shapes import TileShape, choose_shape, count_tiles, name_spans, shape_grid, takes_descriptors
+from .shapes import TileShape, choose_shape, shape_grid, takes_descriptors
 from .sweep import LOWEST, sweep
 from .tiles import (
     LN_2,
-    LOG2_E,
     can_describe,
     describe,
     find_window,
@@ -72,8 +74,13 @@ class _Blend(torch.autograd.Function):
         spans: Spans | None,
     ) -> Tensor:
         shape = choose_shape(q, is_blended=True)
-        out, paths = launch_blend(q, k, v, route.float(), config, scale, spans, shape, takes_descriptors(q))
-        ctx.save_for_backward(q, k, v, route, paths.sparse, paths.full, paths.sparse_lse, paths.full_lse)
+
+        def launch() -> tuple[Tensor, ...]:
+            out, paths = launch_blend(q, k, v, route.float(), config, scale, spans, shape, takes_descriptors(q))
+            return out, paths.sparse, paths.full, paths.sparse_lse, paths.full_lse
+
+        out, *paths = compute_once(launch)
+        ctx.save_for_backward(q, k, v, route, *paths)
         ctx.config, ctx.scale, ctx.spans = config, scale, spans
         return out
 
@@ -86,6 +93,7 @@ class _Blend(torch.autograd.Function):
         return dq, dk, dv, d_route.to(route.dtype), None, None, None
 
 
+@on_its_device
 def launch_blend(
     q: Tensor,
     k: Tensor,
@@ -98,8 +106,7 @@ def launch_blend(
     use_descriptors: bool,
 ) -> tuple[Tensor, Paths]:
     """The forward pass with a given tile shape: the mix and what the backward pass needs of both paths."""
-    if not scale > 0:
-        raise ValueError(f"scale={scale} must be positive; negate the queries instead.")
+    factor = scale_for_base_two(scale)
     batch, num_q_heads, num_queries, head_dim = q.shape
     num_kv_heads, num_keys = k.shape[1:3]
     # Rows of no sequence in a packed batch are written by nobody.
@@ -133,7 +140,7 @@ def launch_blend(
         num_queries,
         num_keys,
         num_kv_heads,
-        scale * LOG2_E,
+        factor,
         GROUP=group_size,
         SINK=config.num_sink_tokens,
         LOCAL=config.local_window,

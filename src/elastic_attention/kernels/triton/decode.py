@@ -19,6 +19,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ...config import StreamingConfig
+from ..device import on_its_device
 from .paging import STREAMING, find_slot
 from .shapes import has_descriptors
 from .sweep import LOWEST
@@ -140,6 +141,7 @@ def decode_paged(
     return launch_decode(q, key_pages, value_pages, table, lengths, modes, config, scale, workspace, shape)
 
 
+@on_its_device
 def launch_decode(
     q: Tensor,
     key_pages: Tensor,

@@ -14,11 +14,13 @@ from torch import Tensor
 
 from ...config import StreamingConfig
 from .. import modes as mode_numbers
+from ..device import on_its_device
 
 STREAMING = tl.constexpr(mode_numbers.STREAMING)
 _TILE = 64  # tokens that a program of `compact_rows` moves
 
 
+@on_its_device
 def append_token(
     keys: Tensor,
     values: Tensor,
@@ -48,6 +50,7 @@ def append_token(
     )  # fmt: skip
 
 
+@on_its_device
 def compact_rows(
     keys: Tensor,
     values: Tensor,

@@ -13,22 +13,21 @@ from torch.autograd.function import once_differentiable
 
 from ...config import StreamingConfig
 from .. import modes as mode_numbers
+from ..arguments import count_tiles, make_outputs, name_lists, name_spans, scale_for_base_two
 from ..block_lists import BlockLists
+from ..device import on_its_device
 from ..spans import Spans
 from .backward import Paths, differentiate
 from .shapes import (
     TileShape,
     choose_shape,
-    count_tiles,
     holds_whole_blocks,
-    name_spans,
     shape_grid,
     takes_descriptors,
 )
 from .sweep import LOWEST, sweep
 from .tiles import (
     LN_2,
-    LOG2_E,
     can_describe,
     describe,
     find_window,
@@ -58,7 +57,7 @@ def attend_triton(
     Args:
         q: (B, H, T, D), k, v: (B, G, S, D) float32, float16 or bfloat16, any strides with a contiguous last dimension.
             Packed: B = 1 and the sequences follow each other along T and S.
-        modes: (sequences, G) int32 on the device, see `kernels.modes`; never read by the host.
+        modes: (sequences, G) integers of any width on the device, see `kernels.modes`; never read by the host.
         config: what STREAMING heads read.
         scale: factor of the scores, positive.
         spans: where the sequences lie; None = every element holds T queries that are the last of S keys.
@@ -116,6 +115,7 @@ class _Attend(torch.autograd.Function):
         return dq, dk, dv, None, None, None, None
 
 
+@on_its_device
 def launch_prefill(
     q: Tensor,
     k: Tensor,
@@ -130,17 +130,15 @@ def launch_prefill(
     use_descriptors: bool,
 ) -> tuple[Tensor, Tensor]:
     """`attend_triton` with a given tile shape."""
-    if not scale > 0:
-        raise ValueError(f"scale={scale} must be positive; negate the queries instead.")
-    batch, num_q_heads, num_queries, head_dim = q.shape
+    factor = scale_for_base_two(scale)
+    num_q_heads, num_queries, head_dim = q.shape[1:]
     num_kv_heads, num_keys = k.shape[1:3]
     list_block = lists.block_size if lists is not None else 0
     if list_block % shape.queries or list_block % shape.keys:
         raise ValueError(
             f"lists.block_size={list_block} must be a multiple of {shape.queries} (queries of a tile) and {shape.keys}."
         )
-    out = q.new_empty(batch, num_queries, num_q_heads, head_dim).transpose(1, 2)
-    lse = q.new_empty(batch, num_q_heads, num_queries, dtype=torch.float32)
+    out, lse = make_outputs(q)
     if not out.numel():
         return out, lse
     sources: tuple[Any, ...] = (q, k, v, out)
@@ -151,12 +149,13 @@ def launch_prefill(
     num_tiles = count_tiles(num_queries, num_keys, spans, shape.queries)
     group_size = num_q_heads // num_kv_heads
     row_bytes = 2 * num_keys * head_dim * k.element_size()
+    list_counts, list_indices, list_rows, list_room = name_lists(lists, q)
     _prefill[shape_grid(len(modes) * num_kv_heads, group_size, num_tiles, row_bytes)](
         *sources,
         *(q, k, v, out, lse, modes),
         *name_spans(spans, q),
-        lists.counts if lists is not None else q,
-        lists.indices if lists is not None else q,
+        list_counts,
+        list_indices,
         dense_rows if dense_rows is not None else q,
         *q.stride()[:3],
         *k.stride()[:3],
@@ -166,9 +165,9 @@ def launch_prefill(
         num_keys,
         len(modes),
         num_kv_heads,
-        lists.counts.shape[2] if lists is not None else 0,
-        lists.indices.shape[2] if lists is not None else 0,
-        scale * LOG2_E,
+        list_rows,
+        list_room,
+        factor,
         GROUP=group_size,
         SINK=config.num_sink_tokens,
         LOCAL=config.local_window,

@@ -96,20 +96,6 @@ def _find_capability(device: torch.device) -> int:
     return torch.cuda.get_device_capability(device)[0]
 
 
-def count_tiles(num_queries: int, num_keys: int, spans: Spans | None, rows: int) -> int:
-    """Query tiles of one sequence and head, from what the host knows. Tiles start at multiples of `rows` positions."""
-    if spans is None:
-        return triton.cdiv(num_keys, rows) - (num_keys - num_queries) // rows
-    return triton.cdiv(spans.max_query_length if spans.is_packed else num_queries, rows) + 1
-
-
-def name_spans(spans: Spans | None, unused: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The tensors of `spans` as kernels take them; `unused` stands in where there are none."""
-    if spans is None:
-        return unused, unused, unused, unused
-    return spans.query_start, spans.query_length, spans.key_start, spans.key_length
-
-
 def shape_grid(num_rows: int, group_size: int, num_tiles: int, row_bytes: int) -> tuple[int, int, int]:
     """Programs in the order they start: sections of KV heads that fit the cache; in a section the longest tiles of
     all its heads first; among those the query heads of a KV head next to each other.

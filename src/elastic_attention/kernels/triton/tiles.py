@@ -9,30 +9,21 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-LOG2_E = 1.4426950408889634
+from ..arguments import LOG2_E, find_strides, is_describable
+
 LOG_2_E = tl.constexpr(LOG2_E)
 LN_2 = tl.constexpr(0.6931471805599453)
 
 
 def can_describe(*tensors: Tensor) -> bool:
     """Whether the copy engine can read these (B, H, T, D) tensors: 16-byte aligned rows of distinct memory."""
-    return all(
-        x.data_ptr() % 16 == 0
-        and x.numel() > 0
-        and all(
-            s > 0 and s * x.element_size() % 16 == 0 for s, n in zip(x.stride(), x.shape[:-1], strict=False) if n > 1
-        )
-        for x in tensors
-    )
+    return all(map(is_describable, tensors))
 
 
 def describe(x: Tensor, rows: int) -> TensorDescriptor:
     """A descriptor of x (B, H, T, D), any strides, in tiles of `rows` rows and all columns."""
     sizes = list(x.shape)
-    # The stride of a dimension of one element is never used, and may be anything.
-    unused = triton.next_power_of_2(sizes[-1]) * 8
-    strides = [s if n > 1 else unused for s, n in zip(x.stride()[:-1], sizes, strict=False)]
-    return TensorDescriptor(x, sizes, [*strides, 1], [1, 1, rows, triton.next_power_of_2(sizes[-1])])
+    return TensorDescriptor(x, sizes, find_strides(x), [1, 1, rows, triton.next_power_of_2(sizes[-1])])
 
 
 @triton.jit

@@ -15,11 +15,12 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ...config import XAttentionConfig
+from ..arguments import name_spans
 from ..block_lists import BlockLists, count_entries, count_rows
 from ..modes import LISTS
 from ..spans import Spans
 from .block_selection import select_blocks
-from .shapes import has_descriptors, name_spans
+from .shapes import has_descriptors
 from .strided_scores import score_strides
 from .tiles import can_describe
 

@@ -63,7 +63,8 @@ class ElasticCPUImpl(CPUAttentionBackendImpl):
             if step.plan.pieces is not None:
                 rows, pages, metadata = step.virtualize(routing, query, kv_cache)
                 result = rows.new_empty(rows.shape)
-                stock(layer, rows, rows, rows, pages, metadata, result, *args, **kwargs)
+                # Without keys and values: they are cached already, and vLLM 0.26 would write them once more.
+                stock(layer, rows, None, None, pages, metadata, result, *args, **kwargs)
                 return step.put_back(result, output)
         return stock(layer, query, key, value, kv_cache, attn_metadata, output, *args, **kwargs)
 

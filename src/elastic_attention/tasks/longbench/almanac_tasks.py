@@ -12,8 +12,16 @@ from elastic_attention.tasks.sample import Sample, encode
 
 # (fact, request, question); the last wording of each list is never used but in the split "heldout_format".
 FACT_WORDINGS = (
-    (" The {field} of {name} is {value}.", "Read the text and answer briefly.", "What is the {field} of {name}?"),
-    (" {name} has the following {field}: {value}.", "Answer from this text.", "Which {field} does {name} have?"),
+    (
+        " The {field} of {name} is {value}.",
+        "Read the text and answer briefly.",
+        "What is the {field} of {name}? Give the answer only.",
+    ),
+    (
+        " {name} has the following {field}: {value}.",
+        "Answer from this text.",
+        "Which {field} does {name} have? Say nothing else.",
+    ),
 )
 COUNT_WORDINGS = (
     (

@@ -1,0 +1,99 @@
+"""`elastic-attn eval` from the command line, on the tiny model."""
+
+import json
+
+import pytest
+
+from elastic_attention.evaluation import suite_run
+
+RULER = (
+    "--suite",
+    "ruler",
+    "--tasks",
+    "niah_single_1,qa_1",
+    "--lengths",
+    "1700",
+    "--samples",
+    "2",
+    "--dtype",
+    "float32",
+)
+
+
+@pytest.fixture
+def evaluate(call, tiny):
+    return lambda *arguments: call("eval", *tiny, *arguments)
+
+
+def test_ruler(evaluate, tmp_path):
+    code, out, err = evaluate(*RULER, "--json", "record.json")
+    assert code == 0, err
+    assert "niah_single_1" in out and "qa_1*" in out and "* qa_1: held-out country facts for SQuAD" in out
+    assert "12 answers: " in out and "0 samples could not be asked" in out
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert record["command"] == "eval" and record["n"] == 12 and record["data"]["suite"] == "ruler"
+    assert [row["label"] for row in record["metrics"]["rows"]] == ["dense", "routed", "routed-full"]
+    assert record["config"]["plan"]["tasks"] == ["niah_single_1", "qa_1"]
+    assert record["config"]["routing"]["sha256"]
+    # Again: nothing is asked, and the record is the same.
+    assert evaluate(*RULER, "--json", "again.json")[0] == 0
+    again = json.loads((tmp_path / "again.json").read_text())
+    assert [again[key] for key in ("metrics", "config", "seconds", "n")] == [
+        record[key] for key in ("metrics", "config", "seconds", "n")
+    ]
+
+
+def test_parts_of_a_run(evaluate, tmp_path):
+    code, out, _ = evaluate(*RULER, "--methods", "dense", "--shard", "1/2", "--json", "record.json")
+    assert code == 0 and "Part 1 of 2 is done" in out and not (tmp_path / "record.json").exists()
+    code, out, _ = evaluate(*RULER, "--methods", "dense", "--shard", "0/2", "--json", "record.json")
+    assert code == 0 and json.loads((tmp_path / "record.json").read_text())["n"] == 4
+
+
+def test_mixture_and_settings_of_a_suite(evaluate, tmp_path):
+    code, _, err = evaluate(
+        "--tasks", "needle,prose", "--lengths", "1800", "--samples", "1", "--option", "split=heldout_format",
+        "--methods", "dense,all_sparse,random@0.5", "--dtype", "float32", "--json", "record.json",
+    )  # fmt: skip
+    assert code == 0, err
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert record["data"]["split"] == "heldout_format"
+    assert [row["msr"] for row in record["metrics"]["rows"]][:2] == [0.0, 1.0]
+
+
+def test_nothing_could_be_asked(evaluate):
+    code, out, _ = evaluate(*RULER[:4], "--lengths", "300", "--samples", "1", "--methods", "dense")
+    assert code == 1 and "2 samples could not be asked" in out and "greater length" in out
+
+
+def test_a_model_without_chat_template(evaluate, monkeypatch):
+    monkeypatch.setattr(suite_run, "has_chat_template", lambda tokenizer: False)
+    assert "no chat template" in evaluate(*RULER, "--methods", "dense")[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--suite", "rulers"), ("rulers", "longbench")),
+        (("--tasks", "niah_9"), ("niah_9", "needle")),
+        (("--lengths", "1024,4096,9999"), ("4,096, 9,999", "2,048")),
+        (("--lengths", "many"), ("many", "whole numbers")),
+        (("--methods", "dense,magic@x"), ("magic@x", "routed/full")),
+        (("--methods", "dense,dense"), ("each once",)),
+        (("--option", "prefix"), ("KEY=VALUE",)),
+        (("--option", "prefix=user"), ("prefix", "it has split")),
+        (("--suite", "ruler", "--data", "nowhere"), ("nowhere", "squad.json")),
+        (("--suite", "longbench", "--data", "nowhere"), ("nowhere",)),
+        (("--shard", "2/2"), ("2/2",)),
+    ],
+)
+def test_bad_input_is_named(evaluate, arguments, words):
+    code, _, err = evaluate(*arguments)
+    assert code == 2 and all(word in err for word in words), err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_another_run_in_the_folder(evaluate):
+    assert evaluate(*RULER, "--methods", "dense")[0] == 0
+    code, _, err = evaluate(*RULER, "--methods", "dense", "--seed", "2")
+    assert code == 2 and "another run" in err

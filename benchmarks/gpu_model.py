@@ -77,10 +77,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Build the model, run the sections; returns the exit code."""
     options, began = parse_options(arguments), time.perf_counter()
     device = choose_device(options.device)
+    if not gc.get_freeze_count():  # a collection between two runs need not look at what was imported
+        gc.freeze()
     clock = Clock(device=device)
     dense, missing = register_dense(device, clock)
     model = _load_model(options.model, device)
-    gc.freeze()  # so that a collection between two runs need not look at what was imported
     with _fuse(model) if options.fused else nullcontext():
         chosen = [name for name in dense if options.dense is None or name in options.dense]
         bench = ModelBench(options=options, device=device, began=began, model=model, clock=clock, dense=chosen)

@@ -90,8 +90,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the cells one after the other; the record is whole after each of them."""
     options, began = parse_options(arguments), time.perf_counter()
-    place = choose_device(None if options.device is None and "RANK" in os.environ else options.device)
-    device = torch.device(choose_local_device(str(place)))
+    device = torch.device(choose_local_device(str(choose_device(options.device))))
     with _start_processes(device):
         bench = TrainingBench(options, device, began)
         for sequence in options.sequence:

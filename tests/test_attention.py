@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elastic_attention import BackendUnavailable, StreamingConfig, blended_attention, decode_attention, hybrid_attention
+from elastic_attention.attention.layout import pad_spans
 from elastic_attention.cache import ElasticCache
 from elastic_attention.patterns import build_pattern
 from elastic_attention.types import HeadRoutes
@@ -155,6 +156,26 @@ def test_refusals_name_the_value():
             pattern=CONFIG,
             cu_seqlens_q=torch.tensor([0, 40]),
             left_padding=torch.tensor([0]),
+        )
+
+
+@pytest.mark.parametrize("verb", [hybrid_attention, blended_attention])
+@pytest.mark.parametrize("turned", range(3))
+def test_rows_that_are_not_contiguous_are_refused(verb, turned):
+    """Kernels would read the numbers in another order, and no shape would tell."""
+    tensors = make_qkv(1, 40, 50)
+    tensors = [x.mT.contiguous().mT if i == turned else x for i, x in enumerate(tensors)]
+    routes = torch.zeros(1, 2, dtype=torch.bool if verb is hybrid_attention else torch.float32)
+    with pytest.raises(ValueError, match=r"last dimension.*contiguous\(\)"):
+        verb(*tensors, routes, pattern=CONFIG)
+
+
+def test_spans_stand_alone():
+    q, k, v = make_qkv(1, 40, 40)
+    spans = pad_spans(torch.tensor([3]), q, k)
+    with pytest.raises(ValueError, match="leave out left_padding"):
+        hybrid_attention(
+            q, k, v, torch.zeros(1, 2, dtype=torch.bool), pattern=CONFIG, spans=spans, left_padding=torch.tensor([0])
         )
 
 

@@ -92,7 +92,7 @@ class HeadRoutes:
             self._host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
             self._host.copy_(values, non_blocking=True)
             self._arrival = torch.cuda.Event()
-            self._arrival.record()
+            self._arrival.record(torch.cuda.current_stream(values.device))  # the stream of the copy
 
     @property
     def is_given_full(self) -> bool:

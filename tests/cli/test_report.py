@@ -57,7 +57,8 @@ def test_train_runs_a_recipe(call, tiny, tmp_path):
     pytest.importorskip("tensorboard")
     (tmp_path / "small.toml").write_text(
         f'model = "{tiny[1]}"\nsteps = 1\nprecision = "float32"\nvalidate_every = 0\nvalidation_samples = 1\n'
-        '[data]\nkinds = ["needle"]\nlengths = [1024]\ntokens_per_step = 1024\nrows_per_forward = 1\n'
+        '[data]\nkinds = ["needle"]\nlengths = [1024]\n'
+        "[data.packs]\nsamples = 2\ntokens = 2048\nper_step = 1\ncache = 'cache'\n"
         "[pattern]\nnum_sink_tokens = 16\nlocal_window = 32\nblock_size = 16\n"
         "[intervals]\nsensitive = { low = 0.6, high = 0.7 }\n",
         encoding="utf-8",

@@ -118,6 +118,16 @@ def test_a_folder_belongs_to_one_run(subject, tmp_path):
         run(subject, tmp_path, plan=dataclasses.replace(PLAN, samples=1, tasks=("plain",)), suite=WordSuite("salt"))
 
 
+def test_a_line_of_another_version_is_named(subject, tmp_path):
+    plan = dataclasses.replace(PLAN, samples=1, tasks=("plain",))
+    run(subject, tmp_path, plan=plan)
+    (path,) = tmp_path.glob("answers-*.jsonl")
+    for line in ('{"odd": 1}', "no JSON", "[]"):
+        path.write_text(f"{line}\n")
+        with pytest.raises(ElasticAttentionError, match=r"answers-0-of-1.jsonl, line 1"):
+            run(subject, tmp_path, plan=plan)
+
+
 def test_the_model_is_itself_again(subject, whole):
     assert subject[0].config._attn_implementation == "sdpa" and "generate" not in vars(subject[0])
 
@@ -189,6 +199,10 @@ def test_summary(whole):
     assert {(row["group"], row["value"]) for row in metrics["by_group"]} == {
         ("category", "spoken"), ("category", "given"), ("parity", "even"), ("parity", "odd")
     }  # fmt: skip
+    good = [c for c in cells if sum(x.score for x in whole if x.method == "dense" and (x.task, x.length) == c) >= 2.5]
+    assert sorted((m["task"], m["length"]) for m in metrics["mastered"]) == sorted(good) and 0 < len(good) < len(cells)
+    kept = sum(sum(x.score for x in own if (x.task, x.length) == c) / 5 for c in good) / len(good)
+    assert metrics["mastered_rows"][1]["score"] == pytest.approx(kept)
     assert set(metrics["head_maps"]) == set(WordSuite.tasks)
     shares = torch.tensor(metrics["head_maps"]["targets"])
     assert shares.shape == (3, 2)

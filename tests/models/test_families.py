@@ -247,12 +247,3 @@ def test_attention_dropout_in_training_is_refused():
     with pytest.raises(UnsupportedModel, match="attention dropout"):
         model(text(100), use_cache=False)
     model.eval()(text(100), use_cache=False)
-
-
-@torch.no_grad()
-def test_packed_sequences_are_refused_not_mixed_up(model, handle):
-    positions = torch.cat([torch.arange(60), torch.arange(40)])[None]
-    with pytest.raises(UnsupportedModel, match="packed"):
-        model(text(100), position_ids=positions, use_cache=False)
-    with handle.disabled():
-        model(text(100), position_ids=positions, use_cache=False)

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from elastic_attention.models.captured import SamplingConfig, generate_captured
+from elastic_attention.models.captured import CapturedDecoder, SamplingConfig, generate_captured
+from captured_caches import CASES, run_cases
 from tiny_models import attach_tiny, left_padded, make_model, random_routes, text
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -76,6 +77,15 @@ def test_a_captured_step_says_what_generate_says(decode):
     report = handle.report()
     for name in ("prompt_tokens", "esr_decode", "kv_bytes", "kv_bytes_read"):
         assert report[name] == pytest.approx(books[name])
+
+
+@pytest.mark.parametrize("decode", ["sparse", "full"])
+def test_one_graph_serves_every_length_and_routing(decode):
+    model = make_model().cuda()
+    handle = attach_tiny(model, decode=decode)
+    wanted, got = run_cases(model, handle, CapturedDecoder, num_new=NEW)
+    for name in CASES:
+        assert torch.equal(got[name], wanted[name]), name
 
 
 def test_sampling_in_the_graph_stays_inside_top_k():

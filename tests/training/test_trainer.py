@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -80,6 +81,7 @@ def test_the_model_comes_back_untouched(tmp_path):
     train(make_recipe(tmp_path, steps=1), tmp_path / "run", **given)
     assert torch.equal(given["model"](ids).logits, before)
     assert all(torch.equal(p, weights[name]) for name, p in given["model"].state_dict().items())
+    assert all(p.requires_grad for p in given["model"].parameters())
 
 
 def test_the_place_of_the_cache_and_the_number_of_workers_change_nothing(tmp_path, whole):
@@ -112,7 +114,7 @@ MOMENTS = [
     (Engine, "finish_step", 3),
     (checkpoints, "write_file", 3),
     (checkpoints.os, "replace", 3),
-    (checkpoints.os, "link", 1),
+    (checkpoints.os, "replace", 4),
     (trainer.TrainingLog, "write", 3),
     (trainer.TrainingLog, "sync", 3),
     (torch.optim.AdamW, "step", 3),
@@ -197,15 +199,18 @@ def test_a_real_kill(tmp_path):
     assert_equal_runs(tmp_path / "whole", tmp_path / "run")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_run_after_its_step(tmp_path, monkeypatch, whole, number):
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGINT, 1), (signal.SIGTERM, 0)])
+def test_a_signal_ends_the_run_after_its_step(tmp_path, monkeypatch, whole, number, workers):
     folder, recipe = whole
-    recipe = dataclasses.replace(recipe, checkpoint_every=0)
+    data = dataclasses.replace(recipe.data, workers=workers)
+    recipe = dataclasses.replace(recipe, checkpoint_every=0, data=data)
     accumulate = Engine.accumulate
 
     def interrupted(self, batch):
         accumulate(self, batch)
         if self.step == 1 and not calls:
+            for process in multiprocessing.active_children():  # a terminal tells all of them
+                os.kill(process.pid, number)
             calls.append(os.kill(os.getpid(), number))
 
     calls = []
@@ -290,6 +295,17 @@ def test_a_full_disk_is_named_and_loses_nothing(tmp_path, monkeypatch, whole):
     monkeypatch.undo()
     train(recipe, tmp_path / "run", **parts())
     assert_equal_runs(folder, tmp_path / "run")
+
+
+def test_a_full_disk_under_the_log_is_named(tmp_path):
+    class Full:
+        def write(self, text):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    log = trainer.TrainingLog(tmp_path, 0)
+    log._stream = Full()
+    with pytest.raises(CheckpointError, match="step 3 .No space left"):
+        log.write(3, {"loss": 1.0})
 
 
 # Numbers that are none, and what does not fit ---------------------------------------------------------------------

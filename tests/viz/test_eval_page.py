@@ -1,5 +1,9 @@
 """The page of an evaluation: charts, head maps, routes of a sample, tables."""
 
+import re
+import shutil
+import subprocess
+
 import pytest
 from made_records import make_record
 from test_report_page import ATTACKS, Page
@@ -43,7 +47,7 @@ def test_the_page_shows_all_of_it():
     for text in (
         "Quality against what is skipped", "Quality against length", "random@0.600", "Which heads stayed full",
         "The routes of one prompt", "niah, 4,096 tokens, sample 0: MSR 0.50, score 1.00", "it is 7", "stand-in",
-        "facts for SQuAD", "line 4 has no answer", "cut: 3",
+        "facts for SQuAD", "line 4 has no answer", "cut 3",
     ):  # fmt: skip
         assert text in page.text, text
     assert ("option", {"value": "01 -- 10"}) in page.elements
@@ -87,7 +91,7 @@ def test_speeds_of_other_records():
 
 
 def test_records_without_numbers_have_no_charts():
-    rows = [make_row("a", None, 0.5, score_low=None, score_high=None), make_row("b", "x", 0.5)]
+    rows = [make_row("a", 0.5, 0.5) | {"score": None}, make_row("b", 0.5, 0.5) | {"score": "x"}]
     assert build_charts(make_eval(rows=rows, by_length=[make_row("a", 1.0, 0.0, length=-1)] * 2)) == []
 
 
@@ -95,10 +99,27 @@ def test_records_without_numbers_have_no_charts():
 def test_text_of_an_evaluation_stays_text(attack):
     quiet = Page(render_report(make_eval()))
     rows = [make_row(attack, 0.5, 0.5, category=attack), make_row(attack + "2", 0.4, 0.2, length=4096)]
-    examples = [{"task": attack, "length": 1, "index": attack, "label": attack, "score": 1, "answer": attack, "routes": r}
-                for r in ("01 10", attack)]  # fmt: skip
+    sample = {"task": attack, "length": 1, "index": attack, "label": attack, "score": 1, "answer": attack}
+    examples = [sample | {"routes": routes} for routes in ("01 10", attack)]
     page = Page(render_report(make_eval(rows=rows, by_length=rows, examples=examples)))
     assert {tag for tag, _ in page.elements} <= {tag for tag, _ in quiet.elements}
     assert page.count("script") == 1 and page.count("option") == 1
     assert not any(name.startswith("on") for _, attributes in page.elements for name in attributes)
     assert attack in page.text
+
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no browser here")
+def test_a_browser_draws_the_chosen_sample(tmp_path):
+    """The scripts run under the page's own policy, on a screen as narrow as a phone's."""
+    path = tmp_path / "page.html"
+    path.write_text(render_report(make_eval()), encoding="utf-8")
+    done = subprocess.run(
+        [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
+         "--window-size=390,844", "--dump-dom", path.as_uri()],
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    drawn = re.search(r'aria-label="Routes of the chosen sample"[^>]*>(.*?)</svg>', done.stdout, re.DOTALL)[1]
+    assert re.findall(r'class="(\w+)"', drawn) == ["full", "sparse", "unrouted", "unrouted", "sparse", "full"]

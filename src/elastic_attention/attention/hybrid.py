@@ -34,7 +34,8 @@ def hybrid_attention(
     """Attention in which each KV head of each sequence reads everything or only a sparse part.
 
     Args:
-        q: (B, H, T, D) float32, float16 or bfloat16; the queries are the last T of S positions. Packed: (N, H, D).
+        q: (B, H, T, D) float32, float16 or bfloat16, any strides with a contiguous last dimension (as k and v); the
+            queries are the last T of S positions. Packed: (N, H, D).
         k, v: (B, G, S, D), G divides H. Packed: (N_k, G, D).
         head_is_sparse: (B, G) bool, True = sparse. Packed: (segments, G).
         pattern: what sparse heads read; positions count real tokens.
@@ -53,7 +54,7 @@ def hybrid_attention(
         out, shape and dtype of q; with `return_lse` also lse, float32 (B, H, T) or (N, H), natural logarithm.
 
     Raises:
-        ValueError: shapes or dtypes do not fit together; the message names them.
+        ValueError: shapes, dtypes or strides do not fit together; the message names them.
         BackendUnavailable: the backend does not exist or cannot run here.
     """
     is_packed = cu_seqlens_q is not None
@@ -67,6 +68,8 @@ def hybrid_attention(
         raise ValueError(
             "A batch is padded (left_padding) or packed (cu_seqlens_q, and cu_seqlens_k); pass one of the two."
         )
+    if spans is not None and (is_packed or left_padding is not None):
+        raise ValueError("spans say already where the sequences lie; leave out left_padding and cu_seqlens_q.")
     factor = q.shape[-1] ** -0.5 if scale is None else scale
     if cu_seqlens_q is not None:
         cu_k = cu_seqlens_q if cu_seqlens_k is None else cu_seqlens_k

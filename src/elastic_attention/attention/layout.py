@@ -10,13 +10,18 @@ from ..types import stage
 
 
 def validate(q: Tensor, k: Tensor, v: Tensor, routes: Tensor, *, num_sequences: int | None, is_packed: bool) -> None:
-    """Refuse shapes and dtypes that do not fit together, by name and value."""
+    """Refuse shapes, dtypes and strides that do not fit together, by name and value."""
     rank = 3 if is_packed else 4
     shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}, routes {tuple(routes.shape)}"
     if not (q.ndim == k.ndim == rank and k.shape == v.shape):
         raise ValueError(f"q, k and v must have {rank} dimensions and k the shape of v, got {shapes}.")
     if not (q.dtype == k.dtype == v.dtype and q.is_floating_point()):
         raise ValueError(f"q, k and v must share one float dtype, got {q.dtype}, {k.dtype}, {v.dtype}; cast them.")
+    if q.shape[-1] > 1 and not (q.stride(-1) == k.stride(-1) == v.stride(-1) == 1):  # kernels step from row to row only
+        raise ValueError(
+            f"q, k and v must be contiguous in their last dimension, got strides {q.stride()}, {k.stride()}, "
+            f"{v.stride()}; call contiguous() on them."
+        )
     num_q_heads, num_kv_heads = q.shape[1], k.shape[1]
     if q.shape[-1] != k.shape[-1] or num_kv_heads == 0 or num_q_heads % num_kv_heads:
         raise ValueError(f"head dims must agree and the KV heads divide the query heads, got {shapes}.")

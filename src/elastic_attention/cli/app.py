@@ -9,6 +9,7 @@ import typer
 from .. import __version__
 from ..errors import ElasticAttentionError
 from .bench import bench
+from .bench_serve import bench_serve
 from .convert import convert
 from .demo import demo
 from .eval import evaluate
@@ -28,9 +29,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, run, inspect, bench, train, convert, report, serve):
+for command in (demo, run, inspect, train, convert, report, serve):
     app.command()(command)
 app.command("eval")(evaluate)
+benches = typer.Typer(invoke_without_command=True)
+benches.callback()(bench)
+benches.command("serve")(bench_serve)
+app.add_typer(benches, name="bench")
 
 
 def _show_version(is_wanted: bool) -> None:

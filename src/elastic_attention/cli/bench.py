@@ -22,6 +22,7 @@ class What(StrEnum):
 
 
 def bench(
+    context: typer.Context,
     what: Annotated[What, typer.Option(help="Kernel times, or what attaching costs a model.")] = What.kernels,
     device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "cpu",
     quick: Annotated[bool, typer.Option("--quick", help="The smaller shape or shorter prompts, 3 repeats.")] = False,
@@ -46,6 +47,8 @@ def bench(
     from ..evaluation.session import choose_device
     from ..kernels.backends import choose_backend
 
+    if context.invoked_subcommand is not None:
+        return
     choose_backend(backend)
     repeats = repeats or (3 if quick else 9)
     console = open_console()

@@ -41,7 +41,8 @@ def evaluate(
     methods: Annotated[
         list[str],
         typer.Option(
-            help="dense, all_sparse, routed, routed/full (reads all keys while decoding), random@0.7, static=DIR."
+            help="dense, all_sparse, routed, routed/full (reads all keys while decoding), random@0.7, static=DIR, "
+            "fa_xa=DIR, xattention, moba, …; an unknown word lists all."
         ),
     ] = [METHODS],  # noqa: B006 - typer copies it
     data: Annotated[
@@ -111,7 +112,7 @@ def evaluate(
             advance=lambda label: progress.update(bar, advance=1, description=label),
         )
     if record is None:
-        console.print(f"Part {part.index} of {part.count} is done; other parts of {output} are still missing.")
+        console.print(f"Part {part.index} of {part.count} is done; the last part of {output} brings the record.")
         return
     metrics = record["metrics"]
     console.print(_build_table(metrics))
@@ -141,7 +142,7 @@ def _build_table(metrics: dict[str, Any]) -> "Table":
     labels = [row["label"] for row in metrics["rows"]]
     table = Table(title="Score; * marks data that stands in for the official source", title_justify="left")
     for name in ("task", "tokens", "n", *labels):
-        table.add_column(name, justify="left" if name == "task" else "right")
+        table.add_column(name, justify="left" if name == "task" else "right", overflow="fold")
     cells: dict[tuple[str, int], dict[str, Any]] = {}
     for row in metrics["by_task"]:
         cells.setdefault((row["task"] + "*" * (row["substitute"] is not None), row["length"]), {})[row["label"]] = row
@@ -159,6 +160,8 @@ def _build_table(metrics: dict[str, Any]) -> "Table":
         ("ESR decode", "esr_decode"),
     ):
         table.add_row(name, "", "", *("–" if row[key] is None else f"{row[key]:.3f}" for row in rows))
+    if mastered := {row["label"]: row["relative_score"] for row in metrics["mastered_rows"]}:
+        table.add_row("of dense ≥ .50", "", "", *(f"{mastered[label]:.3f}" for label in labels))
     return table
 
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..errors import ElasticAttentionError
 from ..records import write_file
 from ..tasks.suite import Skipped, SuiteSample
 from .asking import Reply
@@ -107,13 +108,22 @@ class AnswerLog:
 
 
 def read_lines(path: Path) -> list[Line]:
-    """The lines of a file; half a line left by a killed run is ignored."""
+    """The lines of a file; half a line left by a killed run is ignored.
+
+    Raises:
+        ElasticAttentionError: a line is no answer, or one of another version; names file and line.
+    """
     if not path.exists():
         return []
     lines = []
-    for text in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
-        fields: dict[str, Any] = json.loads(text)
-        lines.append(Line(**fields))
+    for number, text in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1], 1):
+        try:
+            fields: dict[str, Any] = json.loads(text)
+            lines.append(Line(**fields))
+        except (ValueError, TypeError) as error:
+            raise ElasticAttentionError(
+                f"{path}, line {number} is no answer of this version ({error!s:.80}); choose another --output."
+            ) from error
     return lines
 
 

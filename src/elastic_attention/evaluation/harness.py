@@ -79,6 +79,7 @@ def score_document(document: dict[str, Any], results: Sequence[str]) -> dict[str
     """What the harness calls for an answer: the suite's own score."""
     fields = json.loads(document["sample"])
     sample = SuiteSample(**(fields | {key: tuple(fields[key]) for key in _TUPLES}))
+    # The harness passes no tokens; a first token that must be there is a letter at least.
     text = cut_at_stop(results[0], sample.stop, min(sample.min_new_tokens, 1))
     return {"score": _open_once(document["suite"]).score(Answer(text=text, token_ids=()), sample)}
 

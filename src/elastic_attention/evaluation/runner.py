@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -119,8 +120,13 @@ def build_batches(
     """The batches with their samples, in order; worker processes make them ahead of the model."""
     from torch.utils.data import DataLoader
 
-    options: dict[str, Any] = {"prefetch_factor": 8} if workers else {}
+    options: dict[str, Any] = {"prefetch_factor": 8, "worker_init_fn": _start_worker} if workers else {}
     return iter(DataLoader(_Batches(suite, tokenizer, batches, seed), batch_size=None, num_workers=workers, **options))
+
+
+def _start_worker(number: int) -> None:
+    """A tokenizer that was used before the process was forked asks for this, or warns in every worker."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
 class _Batches(torch.utils.data.Dataset[Built]):

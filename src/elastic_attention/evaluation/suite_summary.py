@@ -17,6 +17,7 @@ from .readers import read_routes
 
 Metrics = dict[str, Any]
 BASE = "dense"
+MASTERED = 0.5
 EXAMPLES, EXAMPLE_CHARS = 2, 300
 
 
@@ -27,6 +28,8 @@ def summarize_run(plan: EvalPlan, suite: Suite, lines: Sequence[Line]) -> Metric
         rows: one a method: method, target, decode, n, score (mean over the suite's headline tasks and lengths, each
             counting the same) with its 95% interval, weighted_score (mean over samples), relative_score to the dense
             method with a paired interval, msr, esr_prefill, esr_decode, kv_bytes, kv_bytes_dense, seconds.
+        mastered_rows, mastered: the same over the tasks and lengths where the dense method scores .50 or more, and
+            which these are; where it does not, nobody can show what sparsity loses. Empty without a dense method.
         by_length: the same for each length.
         by_task: one a method, task and length, with its category.
         by_group: one a method, group and value of it, such as bucket and 4-8k.
@@ -55,12 +58,18 @@ def summarize_run(plan: EvalPlan, suite: Suite, lines: Sequence[Line]) -> Metric
             for task in plan.tasks:
                 cell = [x for x in of_value if x.task == task]
                 by_task_group += _rows(method, cell, {"task": task, "group": group, "value": value})
+    mastered = _find_mastered(headline)
+    mastered_rows = [
+        row for m in plan.methods for row in _rows(m, [x for x in headline if (x.task, x.length) in mastered], {})
+    ]
     routed = _find_routed(plan, answered)
     skipped = {(line.task, line.length, line.index): line.skipped for line in lines if line.skipped}
-    for row_list in (rows, by_length, by_task, by_group, by_task_group):
+    for row_list in (rows, mastered_rows, by_length, by_task, by_group, by_task_group):
         _mark_substitutes(row_list, used)
     return {
         "rows": rows,
+        "mastered_rows": mastered_rows,
+        "mastered": [{"task": task, "length": length} for task, length in mastered],
         "by_length": by_length,
         "by_task": by_task,
         "by_group": by_group,
@@ -133,6 +142,15 @@ MEANS = (
     "prefill_seconds",
     "seconds",
 )
+
+
+def _find_mastered(lines: Sequence[Line]) -> list[tuple[str, int]]:
+    """(task, length) where the dense method scores .50 or more."""
+    scores: dict[tuple[str, int], list[float]] = {}
+    for line in lines:
+        if line.method == BASE:
+            scores.setdefault((line.task, line.length), []).append(line.score)
+    return [cell for cell, values in scores.items() if sum(values) >= MASTERED * len(values)]
 
 
 def _find_routed(plan: EvalPlan, lines: Sequence[Line]) -> list[Line]:

@@ -62,7 +62,7 @@ class SamplingConfig:
 
 
 class CapturedDecoder:
-    """A decode step as a CUDA graph over a cache that a prefill has filled.
+    """A decode step as a CUDA graph over a cache that a prefill has filled, and that nobody else changes meanwhile.
 
     Args:
         handle: of an attached model on a GPU.
@@ -76,7 +76,8 @@ class CapturedDecoder:
         logits: (B, vocabulary) of the last step.
 
     Raises:
-        UnsupportedCache: a layer of the cache is no page pool (no GPU kernel, or a sliding layer of the base model).
+        UnsupportedCache: a layer of the cache is no page pool (no GPU kernel, or a sliding layer of the base model), or
+            the layers lie on several GPUs.
     """
 
     def __init__(
@@ -90,18 +91,27 @@ class CapturedDecoder:
     ) -> None:
         self.handle, self.cache, self.sampling = handle, cache, sampling or SamplingConfig()
         self._stores = [_check_layer(layer) for layer in cache.layers]
+        _check_devices(self._stores)
         self._steps_left, self._steps_pending = max_new_tokens, 0
         for layer, store in zip(cache.layers, self._stores, strict=True):
             layer.is_decided, layer.pool = [True] * len(first_tokens), None
             store.reserve(max_new_tokens)
+        self._moves = [store.moves for store in self._stores]
         self.tokens = first_tokens[:, None].clone()
         self._positions = self._stores[0].device_lengths[:, None].long()
         self._graph = self._capture()
 
     def step(self) -> Tensor:
-        """Run one step; returns `tokens`, the tokens it chose, (B, 1), overwritten by the next step."""
+        """Run one step; returns `tokens`, the tokens it chose, (B, 1), overwritten by the next step.
+
+        Raises:
+            ElasticAttentionError: `max_new_tokens` steps have run, or the tensors of the cache are others than those of
+                the graph.
+        """
         if not self._steps_left:
             raise ElasticAttentionError("The captured decoder has used up max_new_tokens; make one with more.")
+        if [store.moves for store in self._stores] != self._moves:  # the graph would write where the cache was
+            raise ElasticAttentionError("The cache has moved since the step was captured; make a new decoder.")
         self._graph.replay()
         self._steps_left -= 1
         self._steps_pending += 1
@@ -136,7 +146,7 @@ class CapturedDecoder:
                 self._take_back(lengths)
         torch.cuda.current_stream(self.tokens.device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with self.handle.without_books(), torch.cuda.graph(graph):
+        with self.handle.without_books(), torch.cuda.graph(graph, stream=stream):  # on the GPU of the tokens
             self.logits = self._run()
             self.tokens.copy_(self.sampling.choose(self.logits)[:, None])
             self._positions += 1
@@ -211,6 +221,12 @@ def generate_captured(
 
 def _has_ended(new: list[Tensor], ends: Tensor) -> bool:
     return bool(torch.isin(torch.cat(new, dim=1), ends).any(1).all())
+
+
+def _check_devices(stores: list[PagedCache]) -> None:
+    devices = sorted({str(store.device_lengths.device) for store in stores})
+    if len(devices) > 1:
+        raise UnsupportedCache(f"A captured step runs on one GPU, the cache lies on {devices}: use `generate`.")
 
 
 def _check_layer(layer: Any) -> PagedCache:

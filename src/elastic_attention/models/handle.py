@@ -135,12 +135,13 @@ class Handle:
 
     @contextlib.contextmanager
     def routed_by(
-        self, source: RouteSource, *, is_sampling: bool = True, prompt_lengths: Tensor | None = None
+        self, source: RouteSource | None, *, is_sampling: bool = True, prompt_lengths: Tensor | None = None
     ) -> Iterator[ForwardRecord]:
         """Inside, `source` decides instead of the routers; for training and for probing.
 
         Args:
-            source: (layer index, pooled keys (B, G, D)) -> routes (B, G), float with gradient or bool.
+            source: (layer index, pooled keys (B, G, D)) -> routes (B, G), float with gradient or bool; None leaves the
+                decision where it is.
             is_sampling: routes are float and both paths run (`blended_attention`); needs use_cache=False. A backward
                 that computes layers again (activation checkpointing) has to run inside as well.
             prompt_lengths: (B,) int; the router pools only these first real tokens of each sequence. B counts the

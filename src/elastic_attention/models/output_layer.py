@@ -15,11 +15,15 @@ def find_output_layer(model: Any) -> tuple[Tensor, float]:
     factor * hidden @ weight.T is refused.
 
     Raises:
-        UnsupportedModel: the logits are something else, such as soft-capped.
+        UnsupportedModel: the logits are something else, such as soft-capped or biased.
     """
     layer = model.get_output_embeddings()
     if layer is None or not isinstance(getattr(layer, "weight", None), Tensor):
         raise UnsupportedModel(f"{type(model).__name__} has no output layer with a weight; train a causal LM.")
+    softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    if softcap or getattr(layer, "bias", None) is not None:
+        what = f"soft-capped at {softcap}" if softcap else "biased"
+        raise UnsupportedModel(f"The logits of {type(model).__name__} are {what}, which the training loss lacks.")
     ids = torch.arange(3, device=layer.weight.device)[None]
     with torch.no_grad():
         hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0].float()
@@ -30,7 +34,7 @@ def find_output_layer(model: Any) -> tuple[Tensor, float]:
     if not error < 8 * torch.finfo(layer.weight.dtype).eps:
         raise UnsupportedModel(
             f"The logits of {type(model).__name__} are not its hidden states times its output weight (relative error "
-            f"{error:.1e}): soft-capping or a bias, which the training loss does not implement."
+            f"{error:.1e}), and the training loss knows nothing else."
         )
     # Rounding of the measurement aside, nearly all models have exactly one.
     return layer.weight, 1.0 if abs(factor - 1) < 1e-2 else factor

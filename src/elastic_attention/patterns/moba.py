@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .token_choice import TokenChoice, mark_best, average_blocks
+from .token_choice import TokenChoice, average_blocks, mark_best
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

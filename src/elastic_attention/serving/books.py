@@ -45,7 +45,7 @@ class StepPlan:
     Attributes:
         slots: (R,) int64 on the device.
         deciding: (row, request) whose routes are decided in this step.
-        pieces: queries cut for virtual sequences, None where every query is dense.
+        pieces: queries cut for virtual sequences, on the host; None where every query is dense.
     """
 
     slots: Tensor
@@ -181,7 +181,7 @@ class RouteBooks:
             spans.append(Span(num_new=num_new, num_tokens=end, sparse_from=sparse_from))
             has_sparse = has_sparse or end > sparse_from
         slots = torch.tensor([self.requests[name].slot for name in names], dtype=torch.int64)
-        pieces = cut_pieces(spans, streaming(self.config).block_size).to(self.device) if has_sparse else None
+        pieces = cut_pieces(spans, streaming(self.config).block_size) if has_sparse else None
         return StepPlan(slots=stage(slots, self.device), deciding=tuple(deciding), pieces=pieces)
 
     def take_decided(self) -> dict[str, HeadRoutes]:

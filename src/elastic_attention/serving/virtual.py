@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..config import StreamingConfig
+from ..types import stage
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +46,7 @@ class Pieces:
 
     def to(self, device: torch.device) -> "Pieces":
         """The same on `device`."""
-        return Pieces(**{name: getattr(self, name).to(device, non_blocking=True) for name in self.__slots__})
+        return Pieces(**{name: stage(getattr(self, name), device) for name in self.__slots__})
 
 
 def cut_pieces(spans: Sequence[Span], block: int) -> Pieces:

@@ -73,12 +73,8 @@ def save_checkpoint(
     data = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
     metadata = {"step": str(step), "fingerprint": identity, "checksum": _checksum(data)}
     try:
-        # Two names for the last one, then the new one takes the first: at no moment is there none.
-        staged = folder / f".{PREVIOUS}.{os.getpid()}"
-        if (folder / FILE).exists():
-            staged.unlink(missing_ok=True)
-            os.link(folder / FILE, staged)
-            os.replace(staged, folder / PREVIOUS)
+        if (folder / FILE).exists():  # from here on it is found under its second name, so at no moment is there none
+            os.replace(folder / FILE, folder / PREVIOUS)
         write_file(folder / FILE, save(data, metadata=metadata))
     except (OSError, ElasticAttentionError) as error:
         raise CheckpointError(

@@ -60,8 +60,9 @@ class Engine:
     is_main = True
 
     def __init__(self, recipe: Recipe, model: Any) -> None:
-        self.recipe, self.model = recipe, model.eval().requires_grad_(False)
         check_dtypes(model)
+        self._was_training, self._learnt = model.training, [p for p in model.parameters() if p.requires_grad]
+        self.recipe, self.model = recipe, model.eval().requires_grad_(False)
         torch.manual_seed(recipe.seed)  # fresh routers are the same on every device
         self.handle = attach(model, configure(recipe, model))
         self.source = build_source(recipe, self.handle)
@@ -195,10 +196,12 @@ class Engine:
     @torch.no_grad()
     def measure(self, batch: PackedBatch) -> dict[str, Tensor]:
         """A pack as inference routes it: "loss", "accuracy" (of tokens), "exact" (1 = all right), "msr", each (S,)."""
-        with self.handle.routed_by(
-            self.source.decide, is_sampling=False, prompt_lengths=batch.prompt_lengths
-        ) as record:
+        decides = self.source.inference()
+        mask, source = (decides, None) if isinstance(decides, Tensor) else (None, decides)
+        self.handle.set_routes(mask)
+        with self.handle.routed_by(source, is_sampling=False, prompt_lengths=batch.prompt_lengths) as record:
             hidden = self.hidden_states(batch)
+        self.handle.set_routes(None)
         weight, scale = self.output_layer()
         losses, is_right = score_tokens(hidden * scale, weight, batch.targets)
         accuracy = batch.average_samples(is_right.float())
@@ -244,6 +247,9 @@ class Engine:
         self.handle.detach()
         if self.recipe.recompute_layers:
             recompute_layers(self.model, False)
+        self.model.train(self._was_training)
+        for parameter in self._learnt:
+            parameter.requires_grad_(True)
 
 
 def configure(recipe: Recipe, model: Any) -> ElasticConfig:

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ..errors import CheckpointError
 from ..records import write_file
 
 FILE = "log.jsonl"
@@ -33,9 +34,19 @@ class TrainingLog:
         return [line for line in lines if line.endswith("}")]  # a killed run may leave half a line
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """Log the numbers of a step; nested dictionaries become curves of one chart."""
-        self._stream.write(json.dumps({"step": step, **values}) + "\n")
-        self._stream.flush()
+        """Log the numbers of a step; nested dictionaries become curves of one chart.
+
+        Raises:
+            CheckpointError: the disk is full.
+        """
+        try:
+            self._stream.write(json.dumps({"step": step, **values}) + "\n")
+            self._stream.flush()
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.path} could not be written at step {step} ({error.strerror}). Free some space and run the same "
+                "command again; it goes on from the last checkpoint."
+            ) from error
         if self._board is not None:
             for name, value in _flatten(values).items():
                 self._board.add_scalar(name, value, step)

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 def measure_lm(engine: "Engine", batch: PackedBatch) -> Tensor:
     """Cross-entropy of each token that counts under the routes in force, (N,) float32, 0 for the others."""
     weight, scale = engine.output_layer()
-    return linear_cross_entropy(engine.hidden_states(batch) * scale, weight, batch.targets)
+    hidden = engine.hidden_states(batch)
+    return linear_cross_entropy(hidden if scale == 1 else hidden * scale, weight, batch.targets)
 
 
 def measure_distillation(engine: "Engine", batch: PackedBatch) -> Tensor:

@@ -216,7 +216,7 @@ class Recipe:
         recompute_layers: keep no activations inside layers and compute them again in the backward: less memory, a third
             more time.
         keep_attention: with `recompute_layers`, layers keep the results of the fused attention, so it runs once:
-            1.5 in place of 0.5 GB a layer of an 8B model at 64K tokens.
+            2.2 in place of 0.5 GB a layer of an 8B model at 64K tokens.
         precision: dtype of the frozen model, "bfloat16" or "float32".
         parallel: how a run is spread over processes; changes speed and memory alone.
     """

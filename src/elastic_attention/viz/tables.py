@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import ElasticAttentionError
 from ..records import read_record, write_file
+from .eval_tables import render_eval_methods, render_eval_tasks
 from .markdown import render_caption
 from .renderers import (
     render_bench_cpu,
@@ -66,6 +67,11 @@ TABLES = {
     "training": TableSource(record="training_throughput.json", render=render_training),
     "training_hours": TableSource(record="training_throughput.json", render=render_training_hours),
 }
+
+# Evaluations: results/NAME.json gives the tables NAME (tasks down, methods across) and NAME_methods.
+for _name in ("mixture", "ruler", "longbench", "longbench_e", "longbench_v2", "almanac", "methods", "extrapolation"):
+    TABLES[_name] = TableSource(record=f"{_name}.json", render=render_eval_tasks)
+    TABLES[f"{_name}_methods"] = TableSource(record=f"{_name}.json", render=render_eval_methods)
 
 
 def update_tables(readme: Path, results: Path, check: bool) -> list[str]:

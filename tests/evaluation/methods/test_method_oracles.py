@@ -217,3 +217,29 @@ def test_every_method_has_an_oracle():
     tested |= {"static", "prulong", "duo_attention", "retrieval_heads"}
     assert tested == set(METHODS)
     assert all(find_method(Method(name=n, target=0.5, folder="x")).summary for n in METHODS)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_rows_of_a_batch_answer_as_they_do_alone(ids, name, monkeypatch):
+    monkeypatch.setitem(registry.METHODS, name, dataclasses.replace(METHODS[name], pattern=SMALL[name]))
+    prompts, found = [ids[0], ids[0, 40:], ids[0, 90:]], []
+    with open_reader(Method(name=name), make_model()) as reader:
+
+        def answer(rows):
+            columns = max(map(len, rows))
+            padded = torch.stack([torch.nn.functional.pad(row, (columns - len(row), 0)) for row in rows])
+            mask = torch.stack([torch.arange(columns) >= columns - len(row) for row in rows]).long()
+            with reader.reading(range(len(rows))) as model, torch.no_grad():
+                said = model.generate(input_ids=padded, attention_mask=mask, max_new_tokens=NEW, do_sample=False)
+            books = reader.report([len(row) for row in rows], [NEW] * len(rows))
+            return said[:, columns:].tolist(), books
+
+        said, books = answer(prompts)
+        for number, prompt in enumerate(prompts):
+            alone, own = answer([prompt])
+            assert said[number] == alone[0]
+            assert {key: values[number] for key, values in books.items()} == pytest.approx(
+                {key: values[0] for key, values in own.items()}, abs=1e-6
+            )
+            found.append(own["esr_prefill"][0])
+    assert found[0] > found[2] > 0 or name == "xattention"

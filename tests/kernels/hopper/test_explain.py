@@ -45,6 +45,7 @@ def test_rows_of_any_stride_are_describable() -> None:
 def test_tensors_and_lists_that_it_cannot_read() -> None:
     q, k = torch.zeros(1, 4, 8, 64, dtype=torch.bfloat16), torch.zeros(1, 2, 8, 64, dtype=torch.bfloat16)
     assert explain_tensors(q, k, k) is None and explain_tensors(q, k, k, 128) is None
+    assert explain_tensors(q[:, :, :0], k, k) is None  # nothing to do
     assert "blocks of 128 tokens, not 64" in str(explain_tensors(q, k, k, 64))
     assert "v has strides" in str(explain_tensors(q, k, k.expand(3, -1, -1, -1)))
 

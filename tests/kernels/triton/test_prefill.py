@@ -83,6 +83,8 @@ def test_descriptors_strides_and_slices_change_nothing(device):
     modes = make_modes([[STREAMING, FULL]], device)
     rest = modes, SMALL, 0.25, None, None, None, TileShape(16, 16, 4, 1)
     copied = launch_prefill(*(x.contiguous() for x in parts), *rest, False)
+    as_bytes = launch_prefill(*parts, modes.to(torch.uint8), *rest[1:], False)
+    assert all(torch.equal(a, b) for a, b in zip(as_bytes, copied, strict=True))
     for use_descriptors in (False, True):
         if use_descriptors and device.type == "cuda" and torch.cuda.get_device_capability()[0] < 9:
             continue

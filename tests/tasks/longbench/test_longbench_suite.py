@@ -106,6 +106,9 @@ def test_official_limit_of_the_prompt(tmp_path):
     (sample,) = build(suite, "lcc")
     assert 97 <= len(sample.prompt_ids) <= 100
     assert suite.describe()["max_prompt_tokens"] == 100
+    for wrong in (0, "many"):
+        with pytest.raises(DataError, match=f"max_prompt_tokens={wrong!r} must be a positive number"):
+            open_suite("longbench-e", data=tmp_path, max_prompt_tokens=wrong)
 
 
 def test_longbench_e_has_its_own_files_and_buckets(tmp_path):

@@ -184,6 +184,12 @@ def test_bad_requests_are_named(tmp_path, suite):
         open_suite("ruler", prefix="system")
 
 
+def test_words_that_are_not_installed_are_named(suite, monkeypatch):
+    monkeypatch.setattr("elastic_attention.tasks.ruler.words.find_spec", lambda name: None)
+    with pytest.raises(DataError, match=r"wonderwords.*pip install"):
+        check_tasks(suite, ("niah_single_1",))
+
+
 def test_stand_ins_can_be_answered_from_their_documents():
     for dataset in ("squad", "hotpotqa"):
         library = questions.load_library(dataset, None, None)

@@ -1,4 +1,4 @@
-"""The command of the documentation under torchrun: two processes, a recipe file, a saved model."""
+"""The command of the documentation under torchrun: two processes, a recipe file, and a death on the way."""
 
 import json
 import os
@@ -12,6 +12,7 @@ import elastic_attention
 RECIPE = """
 model = "{folder}/model"
 steps = 2
+checkpoint_every = 1
 validate_every = 0
 precision = "float32"
 recompute_layers = true
@@ -42,31 +43,42 @@ high = 1.0
 """
 
 
-def test_torchrun_trains_a_recipe(tmp_path):
+# What `-m elastic_attention.cli` runs, but the second process kills itself in the second step of the first attempt.
+DRIVER = """
+import os, runpy, signal
+from elastic_attention.training.parallel.engine import ParallelEngine
+
+accumulate = ParallelEngine.accumulate
+
+def die(self, batch):
+    if self.step == 1 and os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        os.kill(os.getpid(), signal.SIGKILL)
+    accumulate(self, batch)
+
+ParallelEngine.accumulate = die
+runpy.run_module("elastic_attention.cli", run_name="__main__")
+"""
+
+
+def test_torchrun_trains_a_recipe_and_starts_it_again_after_a_death(tmp_path):
     make_recipe(tmp_path)  # writes the records
     made = parts()
     made["model"].save_pretrained(tmp_path / "model")
     made["tokenizer"].save_pretrained(tmp_path / "model")
     (tmp_path / "tiny.toml").write_text(RECIPE.format(folder=tmp_path))
-    start = [
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "elastic_attention.cli",
-        "train",
-    ]
-    options = ["tiny.toml", "--output", "run", "--device", "cpu", "--json", "record.json"]
+    (tmp_path / "driver.py").write_text(DRIVER)
+    start = ["-m", "torch.distributed.run", "--standalone", "--max-restarts", "1", "--nproc-per-node", "2", "driver.py"]
+    options = ["train", "tiny.toml", "--output", "run", "--device", "cpu", "--json", "record.json"]
     source = os.path.dirname(os.path.dirname(elastic_attention.__file__))
     path = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     done = subprocess.run(
-        [sys.executable, *start, *options], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, *start, *options], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=150
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("2 of 2 steps") == 1  # one process speaks
     metrics = json.loads((tmp_path / "record.json").read_text())["metrics"]
     assert metrics["is_finished"] and metrics["tokens"] > 0
+    assert [json.loads(line)["step"] for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()] == [1, 2]
+    assert "LostRank" in done.stderr or "exitcode: -9" in done.stderr
     assert (tmp_path / "run" / "adapter" / "elastic_routers.safetensors").is_file()

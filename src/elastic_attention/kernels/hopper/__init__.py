@@ -75,7 +75,7 @@ def explain_tensors(q: Tensor, k: Tensor, v: Tensor, list_block: int | None = No
     if list_block not in (None, TILE):
         return f"it needs lists of blocks of {TILE} tokens, not {list_block}"
     for name, x in (("q", q), ("k", k), ("v", v)):
-        if not is_describable(x):
+        if x.numel() and not is_describable(x):
             return f"its copies need rows at 16-byte steps, {name} has strides {x.stride()}; make it contiguous"
     return None
 

@@ -205,7 +205,7 @@ def _blend(
         opened, diagonal,
         k, 0, False, SINK, LOCAL, BLOCK, "seen" if EDGES else "causal", D, KEYS, DESCRIPTORS, RAGGED, 0,
     )  # fmt: skip
-    result = tl.where(is_real[:, None], acc / total[:, None], 0.0)
+    result = tl.where(is_real[:, None], acc * (1.0 / total)[:, None], 0.0)
     # Through pointers: a barrier orders those before the reload below, the copy engine's writes it would not.
     store_rows(sparse, sparse + out_start, 0, 0, row, T, out_row, is_kept, result, QUERIES, D, False)
     tl.store(sparse_lse + lse_start + rows, (highest + tl.math.log2(total)) * LN_2, mask=is_real & is_kept)
@@ -219,7 +219,7 @@ def _blend(
         tl.cdiv(SINK, KEYS), opens,
         k, 0, False, SINK, LOCAL, BLOCK, "hidden" if EDGES else "none", D, KEYS, DESCRIPTORS, RAGGED, 0,
     )  # fmt: skip
-    result = tl.where(is_real[:, None], acc / total[:, None], 0.0)
+    result = tl.where(is_real[:, None], acc * (1.0 / total)[:, None], 0.0)
     store_rows(full_desc, full + out_start, batch, head, row, T, out_row, is_kept, result, QUERIES, D, WHOLE)
     tl.store(full_lse + lse_start + rows, (highest + tl.math.log2(total)) * LN_2, mask=is_real & is_kept)
 

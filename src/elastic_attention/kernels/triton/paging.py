@@ -92,8 +92,8 @@ def _append(
     G: tl.constexpr, G_UP: tl.constexpr, D: tl.constexpr, D_UP: tl.constexpr,
     PAGE: tl.constexpr, SINK: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip # type: ignore[no-untyped-def]
-    b = tl.program_id(0)
-    heads = tl.arange(0, G_UP)
+    # Keys may be a view into those of a long prompt, whose strides leave 32 bits.
+    b, heads = tl.program_id(0).to(tl.int64), tl.arange(0, G_UP).to(tl.int64)
     is_head = heads < G
     row = b * G + heads
     length = tl.load(lengths + b)
@@ -119,7 +119,7 @@ def _compact(
     SINK: tl.constexpr, WINDOW: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip # type: ignore[no-untyped-def]
     row = tl.program_id(1)
-    b, g = row // G, row % G
+    b, g = (row // G).to(tl.int64), (row % G).to(tl.int64)
     length = tl.load(lengths + b)
     is_ring = tl.load(modes + row) == STREAMING
     window_start = (tl.maximum(length - 1, 0) // BLOCK + 1) * BLOCK - WINDOW
@@ -132,7 +132,7 @@ def _compact(
     is_there = is_kept[:, None] & (columns < D)[None, :]
     target = ((page.to(tl.int64) * PAGE + slot % PAGE) * D)[:, None] + columns[None, :]
     offset = token.to(tl.int64)
-    source = keys + b.to(tl.int64) * key_stride_b + g * key_stride_g + offset[:, None] * key_stride_t + columns[None, :]
+    source = keys + b * key_stride_b + g * key_stride_g + offset[:, None] * key_stride_t + columns[None, :]
     tl.store(key_pages + target, tl.load(source, mask=is_there), mask=is_there)
-    source = values + b.to(tl.int64) * value_stride_b + g * value_stride_g + offset[:, None] * value_stride_t
+    source = values + b * value_stride_b + g * value_stride_g + offset[:, None] * value_stride_t
     tl.store(value_pages + target, tl.load(source + columns[None, :], mask=is_there), mask=is_there)

@@ -266,7 +266,7 @@ def _prefill(
     )  # fmt: skip
     is_real = (queries >= first_real) & (queries < num_keys)
     is_kept = (queries >= first_kept) & (queries < stop_kept)
-    result = tl.where(is_real[:, None], acc / total[:, None], 0.0)
+    result = tl.where(is_real[:, None], acc * (1.0 / total)[:, None], 0.0)
     # Tiles of a packed sequence end in rows of others; elsewhere all rows of the tensor are this sequence's to write.
     WHOLE: tl.constexpr = DESCRIPTORS and not PACKED
     out_base = out + batch.to(tl.int64) * T * out_row + head * D

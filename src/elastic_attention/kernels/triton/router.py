@@ -14,6 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..device import on_its_device
+
 _TILE = 8192  # elements of a weight tile
 _NUM_WARPS = 8
 _KEY_ROWS = 128
@@ -50,6 +52,7 @@ class RouterWeights:
         return cls(**{name: tensor.detach().float().contiguous() for name, tensor in found.items()})
 
 
+@on_its_device
 def route_fused(keys: Tensor, counts: Tensor, weights: RouterWeights, budget: float = 0.0) -> tuple[Tensor, Tensor]:
     """Decide every KV head of a layer in one launch (Elastic Attention, section 3.1). The host reads nothing.
 

@@ -15,8 +15,9 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ...config import XAttentionConfig
-from ..arguments import name_spans
+from ..arguments import find_strides, name_spans
 from ..block_lists import BlockLists, count_entries, count_rows
+from ..device import on_its_device
 from ..modes import LISTS
 from ..spans import Spans
 from .block_selection import select_blocks
@@ -57,6 +58,7 @@ def choose_tile(q: Tensor, has_descriptors: bool) -> ScoreTile:
     return ScoreTile(rows=128, columns=128, warps=4)
 
 
+@on_its_device
 def build_block_lists(
     q: Tensor,
     k: Tensor,
@@ -190,7 +192,5 @@ def _describe(x: Tensor, stride: int, rows: int, features: int) -> TensorDescrip
     """(B, H, T, D) as (B, H, whole strides, tokens of a stride side by side), in tiles of rows x features."""
     batch, heads, tokens, width = x.shape
     shape = [batch, heads, tokens // stride, (stride - 1) * x.stride(2) + width]
-    # The stride of a dimension of one element is never used, and may be anything.
-    outer = [x.stride(i) if x.shape[i] > 1 else 8 * width for i in range(2)]
-    token = x.stride(2) if tokens > 1 else 8 * width
+    *outer, token, _ = find_strides(x)
     return TensorDescriptor(x, shape, [*outer, stride * token, 1], [1, 1, rows, features])

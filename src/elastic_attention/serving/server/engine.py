@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -109,11 +109,16 @@ class AnswerEngine:
         loop = asyncio.get_running_loop()
         pieces: asyncio.Queue[str | Ending | Exception] = asyncio.Queue()
 
-        def tell(piece: str | Ending | Exception) -> None:
+        def tell(piece: str) -> None:
             loop.call_soon_threadsafe(pieces.put_nowait, piece)
 
-        def leave(future: Future[None]) -> None:
-            loop.call_soon_threadsafe(self._leave)
+        def finish(result: Ending | Exception) -> None:
+            self.num_active -= 1  # before anybody hears the end, who may ask again at once
+            pieces.put_nowait(result)
+
+        def leave(future: Future[Ending | Exception]) -> None:
+            result = ServerBusy("The server is going down.") if future.cancelled() else future.result()
+            loop.call_soon_threadsafe(finish, result)
 
         self.num_active += 1
         self._pool.submit(self._run, job, tell).add_done_callback(leave)
@@ -131,28 +136,22 @@ class AnswerEngine:
         finally:
             job.is_abandoned.set()
 
-    def _leave(self) -> None:
-        self.num_active -= 1
-
     def _check_client(self, module: Any, args: Any) -> None:
         if self._current is not None and self._current.is_abandoned.is_set():
             raise _Abandoned
 
-    def _run(self, job: Job, tell: Any) -> None:
+    def _run(self, job: Job, tell: Callable[[str], None]) -> Ending | Exception:
         if job.is_abandoned.is_set():
-            return
+            return _Abandoned()
         self._current = job
         try:
-            last: Ending | Exception = self._generate(job, tell)
-        except _Abandoned:
-            return
+            return self._generate(job, tell)
         except Exception as error:
-            last = error
+            return error
         finally:
             self._current = None
-        tell(last)
 
-    def _generate(self, job: Job, tell: Any) -> Ending:
+    def _generate(self, job: Job, tell: Callable[[str], None]) -> Ending:
         handle, model = self.handle, self.handle.model
         handle.budget = job.routes.budget
         handle.set_routes(job.routes.routes)
@@ -192,7 +191,7 @@ class AnswerEngine:
 class _Streamer:
     """What `generate` calls with the prompt, then with each token."""
 
-    def __init__(self, job: Job, text: TextStream, tell: Any) -> None:
+    def __init__(self, job: Job, text: TextStream, tell: Callable[[str], None]) -> None:
         self._job, self._text, self._tell, self._is_prompt = job, text, tell, True
 
     def put(self, tokens: Tensor) -> None:

@@ -1,6 +1,7 @@
 """The other flags of vLLM that the plugin's one flag stands for, and the checks before anything is loaded."""
 
 import functools
+import os
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from ..policy import ServingConfig, streaming
 from ..report import KEY
 from ..requests import read_route_request
 from .engine import open_adapter
-from .layout import choose_block_size, read_extra, watch_reports
+from .layout import choose_block_size, read_extra, register_flash, watch_reports
 
 _HERE = __name__.rpartition(".")[0]
 
@@ -30,6 +31,7 @@ def complete_arguments(arguments: Any) -> None:
     model_config = arguments.create_model_config()
     config, _ = open_adapter(model_config, serving)
     _refuse(arguments)
+    os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")  # only its successor's metadata since 0.32 name their rows
     is_cpu = current_platform.is_cpu()
     worker = "worker_cpu.ElasticCPUWorker" if is_cpu else "worker_cuda.ElasticGPUWorker"
     scheduler = "scheduler.ElasticScheduler" if is_cpu else "scheduler.ElasticAsyncScheduler"
@@ -40,10 +42,24 @@ def complete_arguments(arguments: Any) -> None:
         arguments.block_size = choose_block_size(block, 32 if is_cpu else 16)
     if block % arguments.block_size:
         raise ValueError(f"--block-size {arguments.block_size} does not divide the adapter's block_size={block}.")
-    guard = RouteOptions
-    arguments.logits_processors = [*(arguments.logits_processors or []), guard]
+    arguments.logits_processors = [*(arguments.logits_processors or []), RouteOptions]
+    if not is_cpu:
+        _prepare_flash(arguments)
     RouteOptions.config = config
     watch_reports(_find_metrics().note)
+
+
+def _prepare_flash(arguments: Any) -> None:
+    """FlashAttention with our classes, over head-major blocks, between the pieces of CUDA graphs."""
+    from vllm.config import CUDAGraphMode
+    from vllm.v1.attention.backends.registry import AttentionBackendEnum
+
+    register_flash()
+    os.environ["VLLM_KV_CACHE_LAYOUT"] = "HND"
+    _set(arguments, "attention_backend", None, AttentionBackendEnum.CUSTOM)
+    arguments.disable_cascade_attn = True
+    if not arguments.enforce_eager:
+        arguments.compilation_config.cudagraph_mode = CUDAGraphMode.PIECEWISE
 
 
 @functools.cache
@@ -51,7 +67,7 @@ def _find_metrics() -> RouteMetrics:
     return RouteMetrics(REGISTRY)
 
 
-def _set(arguments: Any, name: str, default: Any, value: str) -> None:
+def _set(arguments: Any, name: str, default: Any, value: Any) -> None:
     if getattr(arguments, name) not in (default, value):
         raise ValueError(
             f"--{name.replace('_', '-')} {getattr(arguments, name)} cannot be combined with routed heads, which bring "

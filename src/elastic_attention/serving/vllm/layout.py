@@ -1,19 +1,19 @@
 """What differs between vLLM's versions and between its attention backends. Nothing else in the plugin knows.
 
-Tried with vLLM 0.26 (GPU and CPU builds) and 0.32 (CPU build).
+Tried with vLLM's CPU builds 0.26 and 0.32. The part for FlashAttention follows the sources of these releases.
 
 Shape letters: N blocks, G KV heads, P tokens of a block, D head dim, B requests, m tokens.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from ...errors import UnsupportedModel
+from ...errors import BackendUnavailable, UnsupportedModel
 from ..report import KEY
 
 ARCHITECTURES = (
@@ -74,12 +74,57 @@ def find_rotations(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def split_heads(cache: Tensor) -> Tensor:
-    """A CPU cache (N, G, P, 2 D) as one of single heads, (N * G, 1, P, 2 D); page b * G + g is head g of block b."""
+    """A cache (N, G, P, 2 D) as one of single heads, (N * G, 1, P, 2 D); page b * G + g is head g of block b.
+
+    Raises:
+        BackendUnavailable: the blocks are not head-major, so that a head would have to be copied.
+    """
+    if not cache.is_contiguous():
+        raise BackendUnavailable(
+            "vLLM's KV cache is not head-major, which routed heads need; set VLLM_KV_CACHE_LAYOUT=HND."
+        )
     return cache.flatten(0, 1).unsqueeze(1)
 
 
-class KeyReader:
-    """Reads keys back out of the blocks of a CPU cache.
+def list_head_major() -> Any:
+    """The head-major layout as releases behind 0.26 name it."""
+    from vllm.v1.kv_cache_interface import KVCacheLayout
+
+    return (KVCacheLayout.LBHNC,)
+
+
+def register_flash() -> None:
+    """Make our FlashAttention backend known to vLLM in this process."""
+    from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
+
+    register_backend(AttentionBackendEnum.CUSTOM, f"{__package__}.attention_cuda.ElasticFlashBackend")
+
+
+class KeyReader(Protocol):
+    """Reads keys back out of the blocks of a cache."""
+
+    def read(self, cache: Tensor, table: Tensor, positions: Tensor) -> Tensor:
+        """Keys (B, m, G, D) of the tokens at `positions` (B, m) of requests with these blocks, (B, W)."""
+        ...
+
+
+def make_reader(impl: Any, layer: Any, cache: Tensor) -> KeyReader:
+    """The reader of a layer's cache, (N, G, P, 2 D)."""
+    return PackedKeys(impl, layer, cache) if cache.device.type == "cpu" else PlainKeys()
+
+
+class PlainKeys:
+    """Keys of a FlashAttention cache, which stand as they are in front of the values."""
+
+    def read(self, cache: Tensor, table: Tensor, positions: Tensor) -> Tensor:
+        """As `KeyReader.read`."""
+        page, head_dim = cache.shape[2], cache.shape[3] // 2
+        block = table.gather(1, positions // page).long()
+        return cache[block, :, positions % page, :head_dim]
+
+
+class PackedKeys:
+    """Keys of a CPU cache.
 
     Every instruction set packs a block in its own way, so the order is learnt from vLLM's own writer: once with the
     token as the key's value, once with the dimension.
@@ -101,7 +146,7 @@ class KeyReader:
         return block.flatten()[: values.numel()].round().long()
 
     def read(self, cache: Tensor, table: Tensor, positions: Tensor) -> Tensor:
-        """Keys (B, m, G, D) of the tokens at `positions` (B, m) of requests with these blocks, (B, W)."""
+        """As `KeyReader.read`."""
         block = table.gather(1, positions // self.page).long()[:, :, None, None]
         head = torch.arange(self.num_heads)[:, None]
         return cache.flatten(2)[block, head, self._place[positions % self.page][:, :, None]]
@@ -146,21 +191,28 @@ def choose_block_size(pattern_block: int, multiple: int) -> int:
 
 
 def replace_rows(
-    metadata: Any, *, starts: Tensor, lengths: Tensor, table: Tensor, counts: Sequence[int] | int, num_tokens: int
+    metadata: Any,
+    *,
+    starts: Tensor,
+    starts_on_host: Tensor,
+    lengths: Tensor,
+    table: Tensor,
+    longest: int,
+    num_tokens: int,
 ) -> Any:
     """Common attention metadata of the same step for other rows.
 
     Args:
         starts: (V + 1,) first query row of each; lengths: (V,) keys; table: (V, W) pages.
-        counts: most queries of a row; num_tokens: query rows.
+        longest: most queries of a row; num_tokens: query rows.
     """
     return dataclasses.replace(
         metadata,
         num_reqs=len(lengths),
         num_actual_tokens=num_tokens,
         query_start_loc=starts,
-        query_start_loc_cpu=starts,
+        query_start_loc_cpu=starts_on_host,
         seq_lens=lengths,
-        max_query_len=counts,
+        max_query_len=longest,
         block_table_tensor=table,
     )

@@ -73,9 +73,11 @@ class RoutedStep:
         self._pooled = _PooledTokens(books, [request for _, request in plan.deciding]) if plan.deciding else None
         if plan.pieces is not None:
             heads = books.routes.shape[2]
-            self._order = gather_order(plan.pieces, heads)
-            self._starts = virtual_starts(plan.pieces, heads)
+            self._order = stage(gather_order(plan.pieces, heads), books.device)
+            self._starts_on_host = virtual_starts(plan.pieces, heads)
+            self._starts = stage(self._starts_on_host, books.device)
             self._longest = int(plan.pieces.count.max())
+            self._pieces = plan.pieces.to(books.device)
 
     def decide(self, routing: LayerRouting, read_keys: Callable[[Tensor, Tensor], Tensor]) -> None:
         """Decide the routes of this layer for the requests whose prompts are far enough.
@@ -97,21 +99,20 @@ class RoutedStep:
 
     def virtualize(self, routing: LayerRouting, query: Tensor, cache: Tensor) -> tuple[Tensor, Tensor, Any]:
         """This layer's queries (rows, p, D), cache and metadata as virtual sequences."""
-        pieces = self.plan.pieces
-        assert pieces is not None
         heads = self._books.routes.shape[2]
         num_tokens = self._common.num_actual_tokens
         routes = self._books.routes[self.plan.slots, routing.index]
         width = -(-int(self._common.max_seq_len) // self._page)
         table, lengths = make_tables(
-            pieces, self._common.block_table_tensor[: len(routes), :width], routes, self._page, self._pattern
+            self._pieces, self._common.block_table_tensor[: len(routes), :width], routes, self._page, self._pattern
         )
         common = layout.replace_rows(
             self._common,
             starts=self._starts,
+            starts_on_host=self._starts_on_host,
             lengths=lengths,
             table=table,
-            counts=self._longest,
+            longest=self._longest,
             num_tokens=len(self._order),
         )
         rows = query[:num_tokens].reshape(num_tokens * heads, -1, query.shape[-1])[self._order]

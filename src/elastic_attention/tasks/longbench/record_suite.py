@@ -33,6 +33,8 @@ class RecordSuite(ABC):
     is_joined = False
 
     def __init__(self, name: str, *, data: Path | None, max_prompt_tokens: int | None = None) -> None:
+        if max_prompt_tokens is not None and not (isinstance(max_prompt_tokens, int) and max_prompt_tokens > 0):
+            raise DataError(f"max_prompt_tokens={max_prompt_tokens!r} must be a positive number of tokens.")
         self.name, self.data, self.max_prompt_tokens = name, data, max_prompt_tokens
 
     @abstractmethod

@@ -29,8 +29,9 @@ class Draft:
 def find_size(count_tokens: Callable[[int], int], *, smallest: int, limit: int) -> int:
     """The number of units n with count_tokens(n) <= limit < count_tokens(n + 1), from `smallest` on.
 
-    A search between a size that fits and one that does not; it guesses by the tokens a unit takes, and halves where
-    guessing does not help. Where units differ in size there may be several such n; it always finds the same one.
+    A search between a size that fits and one that does not. It guesses by the tokens a unit takes; guesses that keep
+    falling on one side go further and further, until one falls on the other. Where units differ in size there may be
+    several such n; it always finds the same one.
 
     Raises:
         DataError: the smallest size does not fit.
@@ -46,14 +47,17 @@ def find_size(count_tokens: Callable[[int], int], *, smallest: int, limit: int) 
         step = (limit - low_tokens) * (high - low) // max(high_tokens - low_tokens, 1)
         guess = max(high + 1, min(low + step + 1, 16 * high))
         low, low_tokens, high, high_tokens = high, high_tokens, guess, count_tokens(guess)
-    is_halving = False
+    step, was_low = 1, None
     while high - low > 1:
         guess = low + (limit - low_tokens) * (high - low) // (high_tokens - low_tokens)
-        middle = (low + high) // 2 if is_halving else min(max(guess, low + 1), high - 1)
-        before, tokens = high - low, count_tokens(middle)
-        if tokens <= limit:
-            low, low_tokens = middle, tokens
+        if was_low is not None:
+            guess = max(guess, low + step) if was_low else min(guess, high - step)
+        guess = min(max(guess, low + 1), high - 1)
+        tokens = count_tokens(guess)
+        is_low = tokens <= limit
+        if is_low:
+            low, low_tokens = guess, tokens
         else:
-            high, high_tokens = middle, tokens
-        is_halving = high - low > before // 2
+            high, high_tokens = guess, tokens
+        step, was_low = 4 * step if is_low == was_low else 1, is_low
     return low

@@ -1,5 +1,6 @@
 """The packs of each step: the same global batch at any number of workers and ranks."""
 
+import signal
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -88,8 +89,14 @@ def stream_steps(dataset: PackedSteps, start: int) -> Iterator[list[PackedBatch]
         batch_size=None,
         num_workers=workers,
         prefetch_factor=4 if workers else None,
+        worker_init_fn=_ignore_interrupts,
     )
     return iter(loader)
+
+
+def _ignore_interrupts(worker: int) -> None:
+    # Ctrl-C reaches every process of a terminal; the trainer decides when its workers end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def kinds_of(config: DataConfig) -> tuple[str, ...]:

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.rendezvous import rendezvous
 
 from ...errors import LostRank, RecipeError
 from .config import ParallelConfig
@@ -149,6 +151,20 @@ def choose_local_device(device: str | None) -> str:
     return f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"
 
 
+def _start_group(device: torch.device, limit: datetime.timedelta) -> None:
+    store, rank, world_size = next(rendezvous("env://", timeout=limit))
+    # After a restart, torchrun's store still holds where the processes of the last attempt were.
+    store = PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+        store=store,
+        rank=rank,
+        world_size=world_size,
+        timeout=limit,
+        device_id=device if device.type == "cuda" else None,
+    )
+
+
 @contextlib.contextmanager
 def join_ranks(config: ParallelConfig, device: torch.device) -> Iterator[Ranks]:
     """Find the other processes of a run that torchrun has started, and leave them in the end.
@@ -175,8 +191,7 @@ def join_ranks(config: ParallelConfig, device: torch.device) -> Iterator[Ranks]:
     limit = datetime.timedelta(seconds=config.timeout_seconds)
     with naming_lost_ranks():
         if is_ours:
-            backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-            dist.init_process_group(backend, timeout=limit, device_id=device if device.type == "cuda" else None)
+            _start_group(device, limit)
         shape = world_size // config.sequence, config.sequence
         mesh = init_device_mesh(device.type, shape, mesh_dim_names=("data", "sequence"))
         control = dist.new_group(backend="gloo", timeout=limit)

@@ -10,6 +10,7 @@ from ...router import RouteSampler
 
 if TYPE_CHECKING:
     from ...models.handle import Handle
+    from ...models.routing import RouteSource
     from ..recipe import Recipe
 
 
@@ -39,8 +40,8 @@ class RouteModel(ABC):
         """Float routes (B, G), or (B, 1) for all heads, of layer `index` with a gradient."""
 
     @abstractmethod
-    def decide(self, index: int, pooled: Tensor) -> Tensor:
-        """Routes (B, G) or (B, 1) bool as inference takes them."""
+    def inference(self) -> "RouteSource | Tensor":
+        """What decides at inference: a function for `Handle.routed_by`, or a mask (L, G) for `Handle.set_routes`."""
 
     def after_step(self) -> None:  # noqa: B027 - most sources have nothing to do
         """Bring parameters back into their range; called after every optimiser step."""

@@ -13,6 +13,7 @@ from .base import RouteModel
 
 if TYPE_CHECKING:
     from ...models.handle import Handle
+    from ...models.routing import RouteSource
     from ..recipe import Recipe
 
 
@@ -28,8 +29,8 @@ class HeadRouters(RouteModel):
     def sample(self, index: int, pooled: Tensor, sampler: RouteSampler) -> Tensor:
         return self.routers[index](pooled, layer=index, sampler=sampler)
 
-    def decide(self, index: int, pooled: Tensor) -> Tensor:
-        return self.handle.decide(index, pooled)
+    def inference(self) -> "RouteSource | Tensor":
+        return self.handle.decide
 
     def state(self) -> dict[str, Tensor]:
         return dict(self.routers.state_dict())

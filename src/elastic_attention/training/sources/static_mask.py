@@ -14,6 +14,7 @@ from .base import RouteModel
 
 if TYPE_CHECKING:
     from ...models.handle import Handle
+    from ...models.routing import RouteSource
     from ..recipe import Recipe
 
 
@@ -55,8 +56,8 @@ class StaticMask(RouteModel):
     def parameters_to_train(self) -> list[nn.Parameter]:
         return [self.values]
 
-    def decide(self, index: int, pooled: Tensor) -> Tensor:
-        return self.mask()[index].expand(len(pooled), -1)
+    def inference(self) -> "RouteSource | Tensor":
+        return self.mask()
 
     def state(self) -> dict[str, Tensor]:
         return {self.name: self.values.detach()}

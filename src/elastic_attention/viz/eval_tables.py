@@ -1,0 +1,93 @@
+"""Markdown tables of an evaluation: tasks down and methods across, and one row a method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .columns import Column
+from .markdown import escape_markdown, render_markdown
+from .units import (
+    MISSING,
+    format_bytes,
+    format_count,
+    format_decimal,
+    format_interval,
+    format_ratio,
+    format_text,
+    list_rows,
+    to_number,
+)
+
+Record = Mapping[str, Any]
+
+
+def render_eval_tasks(record: Record) -> str:
+    """Score by task, length and method; a star and a line below mark data that stood in for an official source."""
+    rows = list_rows(record, "by_task")
+    labels = list(dict.fromkeys(format_text(row.get("label")) for row in rows))
+    columns = (
+        Column(key="task", heading="Task", format=format_text),
+        Column(key="length", heading="Tokens", format=format_count),
+        Column(key="n", heading="n", format=format_count),
+        *(Column(key=f"score {label}", heading=label.replace("_", " "), format=_format_score) for label in labels),
+    )
+    cells: dict[tuple[str, Any], dict[str, Any]] = {}
+    for row in rows:
+        name = format_text(row.get("task")) + ("*" if row.get("substitute") else "")
+        cell = cells.setdefault((name, row.get("length")), {"task": name, "length": row.get("length")})
+        cell |= {"n": row.get("n"), f"score {format_text(row.get('label'))}": row.get("score")}
+    means = {f"score {format_text(row.get('label'))}": row.get("score") for row in list_rows(record)}
+    total = sum(to_number(cell.get("n")) or 0 for cell in cells.values())
+    mean = {"task": "mean of tasks", "length": None, "n": total, **means}
+    return render_markdown(columns, [*cells.values(), mean]) + _list_stand_ins(record)
+
+
+def render_eval_methods(record: Record) -> str:
+    """One row a method: score and its share of dense with 95% intervals, sparsity of prefill and decoding, bytes."""
+    columns = (
+        Column(key="label", heading="Method", format=_format_words),
+        Column(key="decode", heading="Decode", format=format_text),
+        Column(key="n", heading="n", format=format_count),
+        Column(key="score_text", heading="Score", format=format_text),
+        Column(key="relative_text", heading="Of dense", format=format_text),
+        Column(key="msr", heading="MSR", format=format_ratio),
+        Column(key="esr_prefill", heading="ESR prefill", format=format_ratio),
+        Column(key="esr_decode", heading="ESR decode", format=format_ratio),
+        Column(key="kv_bytes", heading="KV", format=format_bytes),
+        Column(key="kv_bytes_dense", heading="KV dense", format=format_bytes),
+    )
+    rows = [
+        {
+            **row,
+            "decode": None if row.get("method") == "dense" else row.get("decode"),
+            "score_text": _join(row, "score", "score_low", "score_high"),
+            "relative_text": _join(row, "relative_score", "relative_low", "relative_high"),
+        }
+        for row in list_rows(record)
+    ]
+    return render_markdown(columns, rows) + _list_stand_ins(record)
+
+
+def _list_stand_ins(record: Record) -> str:
+    names = record.get("metrics", {}).get("substitutes") or {}
+    by_name: dict[str, list[str]] = {}
+    for task, name in names.items():
+        by_name.setdefault(format_text(name), []).append(format_text(task))
+    said = "; ".join(f"{', '.join(tasks)}: {name}" for name, tasks in by_name.items())
+    note = escape_markdown(f"* data that stands in for the official source: {said}")
+    return f"\n\n<sub>{note}</sub>" if said else ""
+
+
+def _join(row: Mapping[str, Any], key: str, low: str, high: str) -> str:
+    if to_number(row.get(key)) is None:
+        return MISSING
+    return f"{format_decimal(row.get(key), 3)} {format_interval(row.get(low), row.get(high), 3)}"
+
+
+def _format_score(value: object) -> str:
+    return format_decimal(value, 3)
+
+
+def _format_words(value: object) -> str:
+    return format_text(value).replace("_", " ")

@@ -1,0 +1,40 @@
+"""The part for GPUs, wired as there but with a kernel of PyTorch: layouts, tables, rows and routes are right."""
+
+import pytest
+from served_models import HEADS, make_params, run_engine
+from test_exact import NEW, check, draw_requests
+
+import elastic_attention.serving.vllm.attention as attention
+import elastic_attention.serving.vllm.worker_cpu as worker_cpu
+from elastic_attention.serving.vllm.layout import PlainKeys
+
+fake_flash = pytest.importorskip("fake_flash")
+pytest.importorskip("vllm.v1.attention.backends.zentorch_sdpa", reason="how a CPU takes this backend in newer releases")
+
+
+@pytest.fixture
+def flash(engines, monkeypatch):
+    """Engines with FlashAttention's classes."""
+    import fake_flash
+
+    engines.close()
+    monkeypatch.setattr(worker_cpu, "ElasticCPUBackend", fake_flash.FakeFlashBackend)
+    monkeypatch.setattr(attention, "make_reader", lambda *_: PlainKeys())
+    yield engines
+    engines.close()
+
+
+@pytest.mark.parametrize("policy", ["deferred", "first_chunk", "probe"])
+def test_requests_in_chunks_with_prefix_caching(flash, served, policy):
+    engine = flash(
+        serving=dict(policy=policy, first_chunk_tokens=128),
+        enable_prefix_caching=True,
+        max_num_batched_tokens=96,
+        max_num_seqs=8,
+    )
+    prompts, extras = draw_requests(12, seed=17)
+    params = [make_params(NEW, **extra) for extra in extras]
+    fake_flash.HEADS_SEEN.clear()
+    for _ in range(2):
+        check(served, run_engine(engine, prompts, params), prompts, extras, policy=policy)
+    assert {1, HEADS} == fake_flash.HEADS_SEEN

@@ -61,6 +61,10 @@ def blended_attention(
     if is_fused(chosen):
         from ..kernels.triton.blended import blend_triton
 
+        if chosen == "hopper":
+            from ..kernels.hopper import attend_hopper
+
+            return blend_triton(q, k, v, route, pattern, factor, spans=spans, attend=attend_hopper)
         return blend_triton(q, k, v, route, pattern, factor, spans=spans)
     if spans is None:
         return _blend(q, k, v, route, pattern, factor, chosen)

@@ -61,7 +61,7 @@ def choose_for(
     *,
     is_training: bool = False,
 ) -> str:
-    """The backend for these tensors; see `choose_backend`."""
+    """The backend for these tensors; see `choose_backend`. is_training: for the verb that every backend can train."""
     built = build_pattern(pattern)  # refuses what is no pattern
     if isinstance(built, TokenChoice):
         if is_fused(backend):
@@ -76,7 +76,7 @@ def choose_for(
         q.dtype,
         q.shape[-1],
         block_size=pattern.block_size,
-        needs_gradient=is_training or has_gradient,
+        needs_gradient=has_gradient and not is_training,
     )
     list_block = next((c.block_size for c in (full_pattern, pattern) if isinstance(c, XAttentionConfig)), None)
     return check_tensors(backend, chosen, q, k, v, list_block=list_block)

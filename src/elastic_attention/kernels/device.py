@@ -2,23 +2,22 @@
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
-from torch import Tensor
 
-P = ParamSpec("P")
-R = TypeVar("R")
+Launch = TypeVar("Launch", bound=Callable[..., Any])
 
 
-def on_its_device(launch: Callable[Concatenate[Tensor, P], R]) -> Callable[Concatenate[Tensor, P], R]:
+def on_its_device(launch: Launch) -> Launch:
     """A function that launches kernels, with the GPU of its first argument as the current one while it runs."""
 
     @wraps(launch)
-    def run(x: Tensor, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        if x.device.type != "cuda":
-            return launch(x, *args, **kwargs)
-        with torch.cuda.device(x.device):
-            return launch(x, *args, **kwargs)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        device = (args[0] if args else next(iter(kwargs.values()))).device
+        if device.type != "cuda":
+            return launch(*args, **kwargs)
+        with torch.cuda.device(device):
+            return launch(*args, **kwargs)
 
-    return run
+    return cast(Launch, run)

@@ -14,6 +14,7 @@ from elastic_attention.kernels.reference import blend_reference
 from elastic_attention.kernels.spans import Spans
 from elastic_attention.kernels.triton.backward import launch_gradients
 from elastic_attention.kernels.triton.blended import blend_triton, launch_blend
+from elastic_attention.kernels.triton.mixing import blend_paths
 from elastic_attention.kernels.triton.prefill import attend_triton
 from elastic_attention.kernels.triton.shapes import TileShape
 from elastic_attention.patterns import build_pattern
@@ -111,6 +112,14 @@ def test_head_dims_through_autograd(device, head_dim):
     check(results, (*(x.detach() for x in inputs), grad), SMALL, head_dim**-0.5)
 
 
+def test_two_calls_of_a_kernel_for_one_path_are_as_good(device):
+    *inputs, grad = make_inputs(device, num_q_heads=4, num_queries=50, num_keys=70)
+    leaves = [x.requires_grad_() for x in inputs]
+    out = blend_triton(*leaves, SMALL, 0.25, attend=attend_triton)
+    results = out.detach(), *torch.autograd.grad(out, leaves, grad)
+    check(results, (*(x.detach() for x in inputs), grad), SMALL)
+
+
 def test_half_precision(device, half_dtypes):
     for dtype in half_dtypes:
         inputs = make_inputs(device, num_queries=70, num_keys=90, dtype=dtype)
@@ -150,6 +159,8 @@ def test_ragged_batches(device, is_packed):
     names = "query_start", "query_length", "key_start", "key_length"
     spans = Spans(**dict(zip(names, fields, strict=True)), is_packed=is_packed, max_query_length=40)
     out, dq, dk, dv, d_route = run((q, k, v, route, grad), SMALL, (16, 16), spans=spans, use_descriptors=True)
+    mixed, _ = blend_paths(q, k, v, route, SMALL, 0.25, spans, attend_triton)
+    torch.testing.assert_close(mixed, out, rtol=1e-5, atol=1e-5)
     for i, (rows, columns) in enumerate(places):
         alone = q[rows][None], k[columns][None], v[columns][None], route[i : i + 1], grad[rows][None]
         results = out[rows][None], dq[rows][None], dk[columns][None], dv[columns][None], d_route[i : i + 1]

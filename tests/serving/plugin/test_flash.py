@@ -37,4 +37,4 @@ def test_requests_in_chunks_with_prefix_caching(flash, served, policy):
     fake_flash.HEADS_SEEN.clear()
     for _ in range(2):
         check(served, run_engine(engine, prompts, params), prompts, extras, policy=policy)
-    assert {1, HEADS} == fake_flash.HEADS_SEEN
+    assert 1 in fake_flash.HEADS_SEEN and {1, HEADS} >= fake_flash.HEADS_SEEN

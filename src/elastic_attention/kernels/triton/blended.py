@@ -1,7 +1,8 @@
 """Training: both paths of every head from one pass over the keys, and the gradient of the mix.
 
 A streaming head reads a part of what a full head reads. So the sweep takes the streaming keys first, writes down the
-state it has then (that is the sparse path) and goes on with the keys in between (that is the full path).
+state it has then (that is the sparse path) and goes on with the keys in between (that is the full path). A kernel of
+another backend that is much faster makes both paths one after the other, and a small kernel mixes them.
 
 Shape letters: B batch, T queries, S keys, H query heads, G KV heads, D head dim.
 """
@@ -20,6 +21,7 @@ from ..device import on_its_device
 from ..kept import compute_once
 from ..spans import Spans
 from .backward import Paths, differentiate
+from .mixing import Attend, blend_paths
 from .shapes import TileShape, choose_shape, shape_grid, takes_descriptors
 from .sweep import LOWEST, sweep
 from .tiles import (
@@ -42,6 +44,7 @@ def blend_triton(
     scale: float,
     *,
     spans: Spans | None = None,
+    attend: Attend | None = None,
 ) -> Tensor:
     """O = r * O_sparse + (1 - r) * O_full, differentiable in q, k, v and the route r (Elastic Attention, section 3.2).
 
@@ -51,6 +54,7 @@ def blend_triton(
         config: what the sparse path reads.
         scale: factor of the scores, positive.
         spans: where the sequences lie; None = every element holds T queries that are the last of S keys.
+        attend: a kernel called like `attend_triton` that makes the two paths; None = one pass for both.
 
     Returns:
         (B, H, T, D) in q's dtype, memory order (B, T, H, D); rows that belong to no sequence are 0.
@@ -58,7 +62,7 @@ def blend_triton(
     Raises:
         ValueError: `scale` is not positive.
     """
-    return _Blend.apply(q, k, v, route, config, scale, spans)
+    return _Blend.apply(q, k, v, route, config, scale, spans, attend)
 
 
 class _Blend(torch.autograd.Function):
@@ -72,11 +76,16 @@ class _Blend(torch.autograd.Function):
         config: StreamingConfig,
         scale: float,
         spans: Spans | None,
+        attend: Attend | None,
     ) -> Tensor:
         shape = choose_shape(q, is_blended=True)
 
         def launch() -> tuple[Tensor, ...]:
-            out, paths = launch_blend(q, k, v, route.float(), config, scale, spans, shape, takes_descriptors(q))
+            given = q, k, v, route.float(), config, scale, spans
+            if attend is None:
+                out, paths = launch_blend(*given, shape, takes_descriptors(q))
+            else:
+                out, paths = blend_paths(*given, attend)
             return out, paths.sparse, paths.full, paths.sparse_lse, paths.full_lse
 
         out, *paths = compute_once(launch)
@@ -90,7 +99,7 @@ class _Blend(torch.autograd.Function):
         q, k, v, route, sparse, full, sparse_lse, full_lse = ctx.saved_tensors
         paths = Paths(sparse=sparse, full=full, sparse_lse=sparse_lse, full_lse=full_lse)
         dq, dk, dv, d_route = differentiate(grad, q, k, v, route.float(), paths, ctx.config, ctx.scale, ctx.spans)
-        return dq, dk, dv, d_route.to(route.dtype), None, None, None
+        return dq, dk, dv, d_route.to(route.dtype), None, None, None, None
 
 
 @on_its_device

@@ -54,12 +54,15 @@ class RoutingEngine:
     def finish_counts(self, decided: Mapping[str, HeadRoutes]) -> dict[str, int]:
         """Sparse (layer, KV head) pairs of all ranks, by request."""
         counts = {name: int(routes.host().sum()) for name, routes in decided.items()}
-        if self._vllm_config.parallel_config.tensor_parallel_size > 1 and counts:
+        ranks = self._vllm_config.parallel_config.tensor_parallel_size
+        if ranks > 1 and counts:
             from vllm.distributed import get_tp_group
 
             total = torch.tensor(list(counts.values()))
             torch.distributed.all_reduce(total, group=get_tp_group().cpu_group)
-            counts = dict(zip(counts, total.tolist(), strict=True))
+            # Where there are more ranks than heads, each head was counted by several of them.
+            copies = ranks * self.books.routes.shape[2] // self.books.config.base_model.num_kv_heads
+            counts = dict(zip(counts, (total // copies).tolist(), strict=True))
         return counts
 
     def count_sparse(self) -> dict[str, int]:

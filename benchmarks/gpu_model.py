@@ -25,6 +25,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import peers
+import torch
 from model_bench import MODELS, PAIRS, Clock, ModelBench, build_model, make_config, register_dense
 from model_decode import measure_decode, measure_largest_batch
 from model_prefill import measure_prefill
@@ -81,8 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         gc.freeze()
     clock = Clock(device=device)
     dense, missing = register_dense(device, clock)
-    model = _load_model(options.model, device)
-    with _fuse(model) if options.fused else nullcontext():
+    has_time = options.max_seconds > 0  # without any, the cells are only listed as skipped
+    model = _load_model(options.model, device) if has_time else build_model(options.model, torch.device("meta"))
+    with _fuse(model) if options.fused and has_time else nullcontext():
         chosen = [name for name in dense if options.dense is None or name in options.dense]
         bench = ModelBench(options=options, device=device, began=began, model=model, clock=clock, dense=chosen)
         pattern = make_config(model, "fa-ssa", None).sparse_pattern

@@ -134,12 +134,11 @@ def run_steps(
     began, num_failed = time.perf_counter() if began is None else began, 0
     for step in steps:
         left = max_seconds - (time.perf_counter() - began) - step.longest
-        arguments = shlex.split(step.options) + ["--json", str(results / f"{step.module}.json"), "--add"]
+        arguments = ["--backend", model_backend]
         if step.module == "gpu_kernels":
             gpu_model.forget_model()
-            arguments += ["--backends", *backends]
-        else:
-            arguments += ["--backend", model_backend]
+            arguments = ["--backends", *backends]
+        arguments += [*shlex.split(step.options), "--json", str(results / f"{step.module}.json"), "--add"]
         started = time.perf_counter()
         try:
             code = _MODULES[step.module].main([*arguments, "--max-seconds", str(max(0.0, left))])

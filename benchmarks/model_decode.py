@@ -215,9 +215,10 @@ def measure_largest_batch(bench: ModelBench) -> None:
     with bench.attached() as handle:
         share = count_kv_bytes(bench, handle, routes, tokens) / dense_bytes
     runs: dict[str, tuple[float, Callable[[int], dict[str, Any]], float]] = {
-        bench.dense[-1]: (0.0, lambda batch: _time_dense(bench, bench.dense[-1], batch, tokens), 1.0),
-        "elastic": (float(routes.float().mean()), lambda batch: _time_elastic(bench, routes, batch, tokens), share),
+        name: (0.0, lambda batch, name=name: _time_dense(bench, name, batch, tokens), 1.0)  # type: ignore[misc]
+        for name in bench.dense[-1:]
     }
+    runs["elastic"] = float(routes.float().mean()), lambda batch: _time_elastic(bench, routes, batch, tokens), share
     for kernel, (msr, run, kept) in runs.items():
         cell = {"tokens": tokens, "kernel": kernel, "pair": "fa-ssa" if kernel == "elastic" else None, "msr": msr}
         if not bench.is_due("batches", **cell):

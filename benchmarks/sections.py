@@ -139,7 +139,15 @@ def run_sections(bench: Bench, sections: dict[str, Callable[[], None]]) -> None:
             run()
         except OracleMismatch:
             raise
-        except (RuntimeError, ValueError, TypeError, AttributeError, ImportError, ElasticAttentionError) as error:
+        except (
+            RuntimeError,
+            ValueError,
+            TypeError,
+            LookupError,
+            AttributeError,
+            ImportError,
+            ElasticAttentionError,
+        ) as error:
             bench.note_missing(name, "section", error)
         bench.save()
 

@@ -170,6 +170,23 @@ def test_rows_that_are_not_contiguous_are_refused(verb, turned):
         verb(*tensors, routes, pattern=CONFIG)
 
 
+def test_a_bound_that_is_too_small():
+    q, k, v = (x[0].transpose(0, 1) for x in make_qkv(1, 40, 40))
+    ends = torch.tensor([0, 30, 40])
+    routes = torch.zeros(2, 2, dtype=torch.bool)
+    hybrid_attention(q, k, v, routes, pattern=CONFIG, cu_seqlens_q=ends, max_seqlen_q=30)
+    with pytest.raises(ValueError, match="max_seqlen_q=29 is less"):
+        hybrid_attention(q, k, v, routes, pattern=CONFIG, cu_seqlens_q=ends, max_seqlen_q=29)
+
+
+def test_one_token_a_sequence_is_decoded():
+    store = ElasticCache(build_pattern(CONFIG))
+    store.append(torch.randn(1, 2, 9, 16), torch.randn(1, 2, 9, 16))
+    for q in (torch.randn(1, 4, 2, 16), torch.randn(1, 4, 16, 2).mT[:, :, :1], torch.randn(4, 1, 16)):
+        with pytest.raises(ValueError, match=r"\(B, H, 1, D\)"):
+            decode_attention(q, store)
+
+
 def test_spans_stand_alone():
     q, k, v = make_qkv(1, 40, 40)
     spans = pad_spans(torch.tensor([3]), q, k)
@@ -196,7 +213,7 @@ def test_unknown_pattern():
 def test_auto_logs_its_choice_once(caplog):
     from elastic_attention.kernels import backends
 
-    backends._log_choice.cache_clear()
+    backends.log_choice.cache_clear()
     q, k, v = make_qkv(1, 4, 4)
     with caplog.at_level("INFO", logger="elastic_attention"):
         for _ in range(3):

@@ -9,6 +9,7 @@ from elastic_attention import ElasticConfig, attach
 
 VOCAB, LAYERS, SINK, WINDOW, BLOCK, POOLED = 97, 3, 16, 32, 16, 10
 NEEDED = SINK + WINDOW  # a prompt must be longer to be routed
+GREEDY = dict(do_sample=False, max_new_tokens=40)
 
 _SHAPE = dict(
     vocab_size=VOCAB,
@@ -76,6 +77,11 @@ def attach_tiny(model, *, config=None, **options):
     """Attach untrained routers, always the same ones."""
     torch.manual_seed(1)
     return attach(model, config or elastic_config(model), **options)
+
+
+def generate(model, ids, **options):
+    """`model.generate`, greedy and 40 tokens unless told otherwise."""
+    return model.generate(ids, **(GREEDY | options))
 
 
 @functools.cache

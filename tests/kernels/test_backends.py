@@ -21,7 +21,7 @@ PATTERN = StreamingConfig(num_sink_tokens=128, local_window=256, block_size=128)
 def hopper_gpu(monkeypatch):
     """A machine on which the hopper kernel runs, as far as the choice can see."""
     monkeypatch.setattr("elastic_attention.kernels.hopper.explain_machine", lambda *_: None)
-    caches = backends.explain_backend, backends._log_choice
+    caches = backends.explain_backend, backends.log_choice
     for cached in caches:
         cached.cache_clear()
     yield

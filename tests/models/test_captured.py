@@ -1,15 +1,13 @@
-"""What a captured decoder refuses, and how its host side follows the device; the graph itself runs on a GPU alone."""
-
+"""A captured decoder whose step the host runs, since a graph needs a GPU: what one step serves, and what is refused."""
 
 import pytest
 import torch
 from transformers import DynamicCache
 
+from captured_caches import CASES, run_cases
 from elastic_attention import ElasticAttentionError, UnsupportedCache
 from elastic_attention.models.captured import CapturedDecoder
 from elastic_attention.models.handle import Handle
-from elastic_attention.paging import PagedCache
-from captured_caches import CASES, run_cases
 from tiny_models import attach_tiny, make_model, text
 
 
@@ -49,7 +47,6 @@ def test_steps_say_what_generate_says(prefilled):
     new = [first] + [decoder.step()[:, 0].clone() for _ in range(20)]
     wanted = handle.model.generate(text(100), max_new_tokens=21, do_sample=False)
     assert torch.equal(torch.stack(new, 1), wanted[:, 100:])
-
 
 
 def test_one_decoder_serves_every_length_and_routing(prefilled):

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from elastic_attention.models.captured import CapturedDecoder, SamplingConfig, generate_captured
 from captured_caches import CASES, run_cases
+from elastic_attention.models.captured import CapturedDecoder, SamplingConfig, generate_captured
+from elastic_attention.types import HeadRoutes
 from tiny_models import attach_tiny, left_padded, make_model, random_routes, text
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -103,6 +104,15 @@ def test_sampling_in_the_graph_stays_inside_top_k():
         for _ in range(3)
     }
     assert len(draws) == 3
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_routes_of_another_gpu_are_waited_for():
+    with torch.cuda.device(1):
+        values = torch.zeros(2, 4, dtype=torch.bool, device="cuda")
+        torch.cuda._sleep(10**9)  # the decision is still to come when the copy is asked for
+        values.fill_(True)
+    assert HeadRoutes(values).host().all()  # the present GPU is the first
 
 
 def test_hopper_agrees_with_triton():

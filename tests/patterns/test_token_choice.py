@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elastic_attention import BackendUnavailable, StreamingConfig, blended_attention, hybrid_attention
+from elastic_attention.kernels.backends import log_choice
 from elastic_attention.patterns import InfllmConfig, MobaConfig, build_pattern
 from token_choice_oracle import read_keys
 
@@ -122,6 +123,17 @@ def test_kernels_of_a_gpu_are_refused():
     with pytest.raises(BackendUnavailable, match="'triton'.*(infllm|GPU)"):
         config = InfllmConfig(block_size=16, local_window=32, num_blocks=1)
         hybrid_attention(q, k, v, torch.ones(1, 2, dtype=torch.bool), pattern=config, backend="triton")
+
+
+def test_an_unknown_backend_is_refused_and_auto_says_what_it_takes(caplog):
+    q, k, v = (x[None] for x in make_qkv(64))
+    routes = torch.ones(1, 2, dtype=torch.bool)
+    with pytest.raises(BackendUnavailable, match="'flash' does not exist"):
+        hybrid_attention(q, k, v, routes, pattern=MOBA, backend="flash")
+    log_choice.cache_clear()
+    with caplog.at_level("INFO", logger="elastic_attention"):
+        hybrid_attention(q, k, v, routes, pattern=MOBA)
+    assert "'auto' chose 'cpu': no fused kernel lets each query choose its own keys, as moba does" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,8 @@
 """A tiny attached model behind the small server, without a socket."""
 
+import threading
+import time
+
 import pytest
 import torch
 from served_tokenizer import NAME, make_byte_tokenizer
@@ -38,3 +41,24 @@ def client(app_engine):
 
     with TestClient(build_app(app_engine, name=NAME, metrics=ServerMetrics())) as made:
         yield made
+
+
+@pytest.fixture(scope="module")
+def server(app_engine):
+    """The address of a running server, and its engine."""
+    import uvicorn
+
+    from elastic_attention.serving.server.app import build_app
+    from elastic_attention.serving.server.metrics import ServerMetrics
+
+    app = build_app(app_engine, name=NAME, metrics=ServerMetrics())
+    running = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
+    thread = threading.Thread(target=running.run)
+    thread.start()
+    while not running.started:
+        time.sleep(0.01)
+    port = running.servers[0].sockets[0].getsockname()[1]
+    yield f"http://127.0.0.1:{port}", app_engine
+    running.should_exit = True
+    thread.join(timeout=20)
+    assert not thread.is_alive()

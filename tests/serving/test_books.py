@@ -75,7 +75,8 @@ def test_given_routes_apply_at_once_and_nothing_is_left_behind():
     digits = "01" * (LAYERS * HEADS // 2)
     taken = step(books, {"a": (0, 30)}, new=[("a", 30, {"elastic_routes": digits})])
     assert taken.pieces.is_sparse.all() and books.routes[books.requests["a"].slot, 0].tolist() == [False, True]
-    assert {name: int(routes.host().sum()) for name, routes in books.take_decided().items()} == {"a": len(digits) // 2}
+    names, counts = books.take_decided()
+    assert (names, counts.tolist()) == (["a"], [len(digits) // 2]) and books.take_decided()[0] == []
     books.end_step()
     assert not books.is_open and books.num_seated == 1
     step(books, {}, finished=["a", "never seen"])

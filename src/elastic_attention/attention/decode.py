@@ -23,5 +23,13 @@ def decode_attention(q: Tensor, cache_layer: DecodingCache, *, scale: float | No
 
     Returns:
         (B, H, 1, D).
+
+    Raises:
+        ValueError: q holds several tokens a sequence, or its last dimension is not contiguous.
     """
+    if q.ndim != 4 or q.shape[2] != 1 or q.stride(-1) != 1:
+        raise ValueError(
+            f"q must be (B, H, 1, D) with a contiguous last dimension, got {tuple(q.shape)} with strides {q.stride()}; "
+            "hybrid_attention takes several tokens."
+        )
     return cache_layer.attend_token(q, q.shape[-1] ** -0.5 if scale is None else scale)

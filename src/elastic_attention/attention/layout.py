@@ -62,6 +62,10 @@ def pack_spans(cu_q: Tensor, cu_k: Tensor, q: Tensor, k: Tensor, max_seqlen_q: i
         raise ValueError(f"cu_seqlens_q and cu_seqlens_k must have one shape, got {cu_q.shape} and {cu_k.shape}.")
     if cu_q.device.type == "cpu":
         _check_boundaries(cu_q.tolist(), cu_k.tolist(), len(q), len(k))
+        if max_seqlen_q is not None and bool((cu_q.diff() > max_seqlen_q).any()):  # later queries would not be computed
+            raise ValueError(
+                f"max_seqlen_q={max_seqlen_q} is less than a segment's queries, cu_seqlens_q={cu_q.tolist()}."
+            )
     cu_q, cu_k = stage(cu_q.int(), q.device), stage(cu_k.int(), q.device)
     return Spans(
         query_start=cu_q[:-1],

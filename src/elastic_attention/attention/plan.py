@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..config import SparsePattern, StreamingConfig, TriangleConfig, XAttentionConfig
 from ..errors import BackendUnavailable
-from ..kernels.backends import check_tensors, choose_backend, is_fused
+from ..kernels.backends import check_tensors, choose_backend, is_fused, log_choice
 from ..kernels.block_lists import BlockLists, count_rows, find_first_blocks, pack_mask
 from ..kernels.gather import attend_gather
 from ..kernels.masked import attend_masked
@@ -68,7 +68,9 @@ def choose_for(
             raise BackendUnavailable(
                 f"backend={backend!r} cannot run {built.name}: each query chooses its own keys. Use 'auto' or 'cpu'."
             )
-        return "reference" if backend == "reference" else "cpu"
+        if backend == "auto":
+            return log_choice("cpu", f"no fused kernel lets each query choose its own keys, as {built.name} does")
+        return choose_backend(backend)
     has_gradient = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
     chosen = choose_backend(
         backend,

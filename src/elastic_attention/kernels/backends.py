@@ -63,7 +63,7 @@ def choose_backend(
     candidates = ["cpu"] if device.type == "cpu" else list(_AUTO)
     for name in candidates:
         if explain_backend(name, device, dtype, head_dim, block_size, needs_gradient) is None:
-            return _log_choice(name, _AUTO[name])
+            return log_choice(name, _AUTO[name])
     raise AssertionError("backend 'cpu' runs everywhere")
 
 
@@ -111,10 +111,11 @@ def check_tensors(backend: str, chosen: str, q: Tensor, k: Tensor, v: Tensor, *,
         return chosen
     if backend != "auto":
         raise BackendUnavailable(f"backend={backend!r} cannot run here: {lack}.")
-    return _log_choice("triton", f"'hopper' would be faster, but {lack}")
+    return log_choice("triton", f"'hopper' would be faster, but {lack}")
 
 
 @cache
-def _log_choice(backend: str, reason: str) -> str:
+def log_choice(backend: str, reason: str) -> str:
+    """`backend`, after telling once that "auto" chose it and why."""
     _logger.info("backend 'auto' chose %r: %s.", backend, reason)
     return backend

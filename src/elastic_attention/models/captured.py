@@ -188,7 +188,7 @@ def generate_captured(
 
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={max_new_tokens} must be at least 1.")
-    choice = sampling or SamplingConfig()
+    choice, ends = sampling or SamplingConfig(), torch.tensor(eos_token_ids, device=input_ids.device)
     positions = None if attention_mask is None else (attention_mask.long().cumsum(1) - 1).clamp(min=0)
     with torch.no_grad(), tell_prompt(handle, Prompt(num_columns=input_ids.shape[1])):
         handle.restart_report()
@@ -205,7 +205,6 @@ def generate_captured(
             decoder = CapturedDecoder(
                 handle, out.past_key_values, first, max_new_tokens=max_new_tokens - 1, sampling=choice
             )
-            ends = torch.tensor(eos_token_ids, device=input_ids.device)
             for i in range(1, max_new_tokens):
                 if i % _LOOK_EVERY == 0 and eos_token_ids and _has_ended(new, ends):
                     break
@@ -213,7 +212,7 @@ def generate_captured(
             decoder.finish()
     answer = torch.cat(new, dim=1)
     if eos_token_ids:
-        is_end = torch.isin(answer, torch.tensor(eos_token_ids, device=answer.device))
+        is_end = torch.isin(answer, ends)
         is_behind = is_end.cumsum(1) - is_end.long() > 0
         answer = answer.masked_fill(is_behind, pad_token_id)[:, : int((~is_behind).sum(1).max())]
     return torch.cat([input_ids, answer], dim=1)

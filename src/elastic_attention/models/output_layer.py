@@ -28,7 +28,7 @@ def find_output_layer(model: Any) -> tuple[Tensor, float]:
     with torch.no_grad():
         hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0].float()
         logits = model(input_ids=ids, use_cache=False).logits[0].float()
-    plain = hidden @ layer.weight.float().T
+        plain = hidden @ layer.weight.float().T
     factor = float((plain * logits).sum() / plain.square().sum())
     error = (factor * plain - logits).abs().max() / logits.abs().max()
     if not error < 8 * torch.finfo(layer.weight.dtype).eps:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..config import ElasticConfig
-from ..types import HeadRoutes, stage
+from ..types import stage
 from .policy import NEVER, RoutePlan, ServingConfig, plan_routes, streaming
 from .requests import read_route_request
 from .virtual import Pieces, Span, cut_pieces
@@ -46,11 +46,15 @@ class StepPlan:
         slots: (R,) int64 on the device.
         deciding: (row, request) whose routes are decided in this step.
         pieces: queries cut for virtual sequences, on the host; None where every query is dense.
+        is_settled: no query follows a route that this very step decides.
+        is_decoding: every request has one new token.
     """
 
     slots: Tensor
     deciding: tuple[tuple[int, RoutedRequest], ...]
     pieces: Pieces | None
+    is_settled: bool
+    is_decoding: bool
 
 
 class RouteBooks:
@@ -169,7 +173,7 @@ class RouteBooks:
 
     def plan_step(self, names: Sequence[str]) -> StepPlan:
         """The plan of a forward over these requests, in this order; those that decide are decided from then on."""
-        deciding, spans, has_sparse = [], [], False
+        deciding, spans, has_sparse, is_settled = [], [], False, True
         for row, name in enumerate(names):
             request, (before, num_new) = self.requests[name], self._progress[name]
             end = before + num_new
@@ -177,15 +181,24 @@ class RouteBooks:
                 deciding.append((row, request))
                 self._decided.append(name)
                 request.is_decided = True
+                is_settled = is_settled and end <= request.plan.sparse_from
             sparse_from = request.plan.sparse_from if request.is_decided else NEVER
             spans.append(Span(num_new=num_new, num_tokens=end, sparse_from=sparse_from))
             has_sparse = has_sparse or end > sparse_from
         slots = torch.tensor([self.requests[name].slot for name in names], dtype=torch.int64)
         pieces = cut_pieces(spans, streaming(self.config).block_size) if has_sparse else None
-        return StepPlan(slots=stage(slots, self.device), deciding=tuple(deciding), pieces=pieces)
+        return StepPlan(
+            slots=stage(slots, self.device),
+            deciding=tuple(deciding),
+            pieces=pieces,
+            is_settled=is_settled,
+            is_decoding=all(span.num_new == 1 for span in spans),
+        )
 
-    def take_decided(self) -> dict[str, HeadRoutes]:
-        """Routes that were decided since the last call, (L, G) by request id, on their way to the host."""
-        names, self._decided = self._decided, []
-        seats = {name: self.requests[name].slot for name in names if name in self.requests}
-        return {name: HeadRoutes(self.routes[slot].clone()) for name, slot in seats.items() if slot is not None}
+    def take_decided(self) -> tuple[list[str], Tensor]:
+        """Requests whose routes were decided since the last call, and their sparse (layer, KV head) pairs, (n,) int32."""
+        slots = {name: self.requests[name].slot for name in self._decided if name in self.requests}
+        seated = {name: slot for name, slot in slots.items() if slot is not None}
+        self._decided = []
+        chosen = stage(torch.tensor(list(seated.values()), dtype=torch.int64), self.device)
+        return list(seated), self.routes[chosen].sum((1, 2), dtype=torch.int32)

@@ -96,23 +96,23 @@ def virtual_starts(pieces: Pieces, num_kv_heads: int) -> Tensor:
 def make_tables(
     pieces: Pieces, block_table: Tensor, head_is_sparse: Tensor, page: int, pattern: StreamingConfig
 ) -> tuple[Tensor, Tensor]:
-    """Tables of the virtual sequences of one layer; no wait for the device, shapes do not depend on the routes.
+    """Tables of the virtual sequences; no wait for the device, and shapes do not depend on the routes.
 
     Args:
         block_table: (R, W) int32 pages of each request.
-        head_is_sparse: (R, G) bool.
+        head_is_sparse: (R, G) bool of one layer, or (L, R, G) of several.
         page: P, divides the block of the pattern.
 
     Returns:
-        (S * G, W) int32 pages, (S * G,) int32 keys of each virtual sequence.
+        (S * G, W) int32 pages, (S * G,) int32 keys of each virtual sequence; with a first dimension L if it was given.
     """
-    heads, width, device = head_is_sparse.shape[1], block_table.shape[1], block_table.device
+    heads, width, device = head_is_sparse.shape[-1], block_table.shape[1], block_table.device
     sink, block = pattern.num_sink_tokens, pattern.block_size
-    is_sparse = head_is_sparse[pieces.request] & pieces.is_sparse[:, None]
+    is_sparse = head_is_sparse[..., pieces.request, :] & pieces.is_sparse[:, None]
     first_local = ((pieces.end - 1) // block + 1) * block - pattern.local_window
-    gap = torch.where(is_sparse, (first_local - sink).clamp(min=0)[:, None], 0)  # (S, G) tokens behind the sink
+    gap = torch.where(is_sparse, (first_local - sink).clamp(min=0)[:, None], 0)  # tokens behind the sink
     column = torch.arange(width, device=device)
     source = torch.where(column < sink // page, column, column + (gap // page)[..., None]).clamp(max=width - 1)
-    pages = block_table[pieces.request].unsqueeze(1).expand(-1, heads, -1).gather(2, source)
+    pages = block_table[pieces.request].unsqueeze(1).expand(source.shape).gather(-1, source)
     table = pages * heads + torch.arange(heads, device=device, dtype=pages.dtype)[:, None]
-    return table.flatten(0, 1), (pieces.end[:, None] - gap).flatten().int()
+    return table.flatten(-3, -2), (pieces.end[:, None] - gap).flatten(-2).int()

@@ -200,6 +200,18 @@ def test_packed_batch(block: int) -> None:
     check(draw(1, 1200, 4), draw(1, 1300, 2), draw(1, 1300, 2), alternate(4, 2), config, pack())
 
 
+def test_gaps_between_packed_sequences() -> None:
+    spans = Spans(
+        query_start=numbers(70, 300, 700),
+        query_length=numbers(130, 1, 290),
+        key_start=numbers(10, 400, 500),
+        key_length=numbers(300, 64, 700),
+        is_packed=True,
+        max_query_length=290,
+    )
+    check(draw(1, 1200, 4), draw(1, 1300, 2), draw(1, 1300, 2), alternate(3, 2), spans=spans)
+
+
 def choose_blocks(q: Tensor, k: Tensor, sequences: int, spans: Spans | None, dense_rows: Tensor | None) -> Tensor:
     """A random list mask that keeps the promises of `BlockLists`."""
     rows, blocks = count_rows(q.shape[2], k.shape[2], 128, spans)

@@ -70,6 +70,21 @@ def test_a_packed_batch_with_lists(launch: Any) -> None:
     assert shape.head_dim == 64 and shape.is_packed and shape.has_lists and shape.has_dense_rows and shape.has_edges
 
 
+def test_rows_between_packed_sequences_are_cleared(launch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel does not write them, and calls over parts of the rows are added up."""
+    q = torch.zeros(1, 4, 400, 64, dtype=torch.float16)
+    monkeypatch.setattr(
+        prefill, "make_outputs", lambda q: (torch.full_like(q, torch.nan), torch.full(q.shape[:3], torch.nan))
+    )
+    starts, lengths = torch.tensor([0, 200]), torch.tensor([150, 100])
+    spans = Spans(
+        query_start=starts, query_length=lengths, key_start=starts, key_length=lengths, is_packed=True,
+        max_query_length=150,
+    )  # fmt: skip
+    (out, lse), *_ = launch(q, q, q, torch.zeros(2, 4, dtype=torch.uint8), CONFIG, 1.0, spans, None, None)
+    assert not out.any() and bool((lse == -torch.inf).all())
+
+
 def test_nothing_to_do_and_a_scale_that_makes_no_sense(launch: Any) -> None:
     q, k = torch.zeros(1, 2, 0, 64, dtype=torch.float16), torch.zeros(1, 2, 9, 64, dtype=torch.float16)
     modes = torch.zeros(1, 2, dtype=torch.uint8)

@@ -8,9 +8,10 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from elastic_attention import StreamingConfig
+from elastic_attention.kernels.arguments import make_outputs
 from elastic_attention.kernels.block_lists import BlockLists
 from elastic_attention.kernels.spans import Spans
-from elastic_attention.kernels.triton import backward, blended, prefill, shapes
+from elastic_attention.kernels.triton import backward, blended, mixing, prefill, shapes
 
 CASE = ""
 launch = JITFunction.run
@@ -52,6 +53,7 @@ def go(width, *, dtype=torch.bfloat16, block=128, group=4, layout="whole", with_
         shape = shapes.choose_shape(q, is_blended=True)
         _, paths = blended.launch_blend(q, k, v, route, config, scale, given, shape, shapes.takes_descriptors(q))
         backward.differentiate(q, q, k, v, route, paths, config, scale, given)
+        mixing.blend_paths(q, k, v, route, config, scale, given, lambda q, *args, **kwargs: make_outputs(q))
 
 
 if __name__ == "__main__":

@@ -16,11 +16,12 @@ def test_shipped_kernels_compile_for_hopper_without_spills():
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     found = [json.loads(line) for line in done.stdout.splitlines()]
-    assert {kernel["name"] for kernel in found} == {"_prefill", "_blend", "_weigh", "sweep_queries", "sweep_keys"}
+    gradients = "_weigh", "sweep_queries", "sweep_keys"
+    assert {kernel["name"] for kernel in found} == {"_prefill", "_blend", "_mix", *gradients}
     for kernel in found:
         print(*kernel.values(), sep="\t")  # pytest -s
         # float32 runs on the ordinary units, there for correctness: its blended kernel may spill.
         assert kernel["stack"] == kernel["local"] == 0 or "float32" in kernel["case"], kernel
         assert kernel["registers"] <= 255 and kernel["shared"] <= SHARED_MEMORY, kernel
-        is_tensor = "float32" not in kernel["case"] and kernel["name"] != "_weigh"
+        is_tensor = "float32" not in kernel["case"] and kernel["name"] not in ("_weigh", "_mix")
         assert (kernel["wgmma"] > 0) == is_tensor, kernel

@@ -30,7 +30,7 @@ def attend_hopper(
 
     Args:
         q: (B, H, T, D), k, v: (B, G, S, D) bfloat16 or float16, any strides that `explain_tensors` accepts.
-            Packed: B = 1 and the sequences follow each other along T and S, without gaps.
+            Packed: B = 1 and the sequences follow each other along T and S.
         modes: (sequences, G) integers of any width on the device, see `kernels.modes`; never read by the host.
         config: what STREAMING heads read.
         scale: factor of the scores, positive.
@@ -41,7 +41,7 @@ def attend_hopper(
 
     Returns:
         out, shape and dtype of q, memory order (B, T, H, D); lse float32 (B, H, T), natural logarithm.
-        Padded rows: 0 and -inf.
+        Rows that belong to no sequence: 0 and -inf.
 
     Raises:
         ValueError: `scale` is not positive.

@@ -90,6 +90,9 @@ def launch(
     factor = scale_for_base_two(scale)
     if not out.numel():
         return out, lse
+    if spans is not None and spans.is_packed:  # the kernel writes rows of sequences alone, and these may leave gaps
+        out.zero_()
+        lse.fill_(float("-inf"))
     counter = find_counter(q.device)
     num_sequences = len(modes)
     num_tiles = count_tiles(num_queries, num_keys, spans, TILE)

@@ -1,7 +1,7 @@
 """Which keys a tile of queries reads, in which order: plain integer functions, the kernel's own source.
 
-`producer.py` and `consumer.py` compile these very functions for the GPU, the tests run them in Python against the
-oracle's mask. That is why they do nothing but arithmetic and do not call each other.
+`scheduler.py`, `producer.py` and `steps.py` compile these very functions for the GPU, the tests run them in Python
+against the oracle's mask. That is why they do nothing but arithmetic and do not call each other.
 
 Query tiles and key tiles have `size` rows and start at multiples of `size` positions of their sequence, so that whole
 blocks of the streaming pattern lie in one tile and only tiles on an edge need a mask. A query tile reads its key

@@ -1,5 +1,6 @@
 """Running the application until it is stopped."""
 
+import signal
 from typing import Any
 
 from .app import build_app
@@ -13,7 +14,7 @@ GRACE_SECONDS = 5
 def run_server(
     handle: Any, tokenizer: Any, limits: ServerLimits, *, name: str, host: str, port: int, budget: float = 0.0
 ) -> dict[str, float]:
-    """Serve an attached model until SIGINT or SIGTERM.
+    """Serve an attached model until SIGINT or SIGTERM; from the main thread, which keeps ignoring them afterwards.
 
     Args:
         name: of the model, as requests call it.
@@ -23,6 +24,9 @@ def run_server(
     """
     import uvicorn
 
+    # uvicorn raises the signal that stopped it once more, which would end the process before its record is written.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
     metrics = ServerMetrics()
     engine = AnswerEngine(handle, tokenizer, limits)
     try:

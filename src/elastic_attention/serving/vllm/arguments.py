@@ -42,7 +42,8 @@ def complete_arguments(arguments: Any) -> None:
         arguments.block_size = choose_block_size(block, 32 if is_cpu else 16)
     if block % arguments.block_size:
         raise ValueError(f"--block-size {arguments.block_size} does not divide the adapter's block_size={block}.")
-    arguments.logits_processors = [*(arguments.logits_processors or []), RouteOptions]
+    if RouteOptions not in (arguments.logits_processors or []):
+        arguments.logits_processors = [*(arguments.logits_processors or []), RouteOptions]
     if not is_cpu:
         _prepare_flash(arguments)
     RouteOptions.config = config

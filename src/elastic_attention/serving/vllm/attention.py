@@ -69,7 +69,7 @@ class RoutedImpl:
             step.decide(routing, functools.partial(self._find_reader(layer, kv_cache).read, kv_cache))
             if step.plan.pieces is not None:
                 rows, pages, metadata = step.virtualize(routing, query, kv_cache)
-                result = rows.new_empty(rows.shape)
+                result = step.make_room(rows, output)
                 # Without keys and values: they are cached already, and vLLM 0.26 would write them once more.
                 stock = super(RoutedImpl, self._narrow()).forward  # type: ignore[misc]
                 stock(layer, rows, None, None, pages, metadata, result, *args, **kwargs)

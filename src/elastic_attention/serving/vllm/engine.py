@@ -1,10 +1,8 @@
 """Routers in a worker of vLLM: read the adapter, check that it fits, put it on the attention layers."""
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from ...config import BaseModel, ElasticConfig
 from ...errors import RouterMismatch, UnsupportedModel
@@ -16,6 +14,7 @@ from ..books import RouteBooks
 from ..policy import ServingConfig, check_serving, streaming
 from ..report import KEY
 from . import layout
+from .attention import RoutedImpl
 from .probe import probe_prompt
 from .step import LayerRouting, put_routing
 
@@ -47,27 +46,23 @@ class RoutingEngine:
         """The forward is over."""
         self.books.end_step()
 
-    def take_decided(self) -> dict[str, HeadRoutes]:
-        """Sparse heads of each layer (L,) as counted on the device, by request, on their way to the host."""
-        return self.books.take_decided()
+    def count_sparse(self) -> Callable[[], dict[str, int]]:
+        """Sparse (layer, KV head) pairs of all ranks, by request, of what was decided since the last call.
 
-    def finish_counts(self, decided: Mapping[str, HeadRoutes]) -> dict[str, int]:
-        """Sparse (layer, KV head) pairs of all ranks, by request."""
-        counts = {name: int(routes.host().sum()) for name, routes in decided.items()}
+        Every rank must call it in every step. What comes back waits for the device when it is called, and no sooner.
+        """
+        names, counts = self.books.take_decided()
+        if not names:
+            return dict
         ranks = self._vllm_config.parallel_config.tensor_parallel_size
-        if ranks > 1 and counts:
-            from vllm.distributed import get_tp_group
+        if ranks > 1:
+            from vllm.distributed import tensor_model_parallel_all_reduce
 
-            total = torch.tensor(list(counts.values()))
-            torch.distributed.all_reduce(total, group=get_tp_group().cpu_group)
             # Where there are more ranks than heads, each head was counted by several of them.
             copies = ranks * self.books.routes.shape[2] // self.books.config.base_model.num_kv_heads
-            counts = dict(zip(counts, (total // copies).tolist(), strict=True))
-        return counts
-
-    def count_sparse(self) -> dict[str, int]:
-        """`finish_counts` of what was decided since the last call."""
-        return self.finish_counts(self.take_decided())
+            counts = tensor_model_parallel_all_reduce(counts) // copies
+        arriving = HeadRoutes(counts)  # a copy to the host is under way
+        return lambda: dict(zip(names, arriving.host().tolist(), strict=True))
 
 
 def describe_base(model_config: Any) -> BaseModel:
@@ -138,6 +133,10 @@ def attach_engine(worker: Any) -> RoutingEngine:
     rotations = layout.find_rotations(runner.get_model())
     for name, layer in get_layers_from_vllm_config(vllm_config, Attention).items():
         index = extract_layer_index(name)
+        if index in config.routed_layers and not isinstance(layer.impl, RoutedImpl):
+            raise UnsupportedModel(
+                f"{name} runs {type(layer.impl).__name__}, which knows no routes; choose no backend."
+            )
         if index in config.routed_layers:
             put_routing(
                 layer,

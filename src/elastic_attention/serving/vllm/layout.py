@@ -95,9 +95,16 @@ def list_head_major() -> Any:
 
 def register_flash() -> None:
     """Make our FlashAttention backend known to vLLM in this process."""
+    use_backend("CUSTOM", f"{__package__}.attention_cuda.ElasticFlashBackend")
+
+
+def use_backend(name: str, path: str) -> None:
+    """Let vLLM's attention backend `name` be the class at `path`, in this process."""
+    from vllm.v1.attention import selector
     from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 
-    register_backend(AttentionBackendEnum.CUSTOM, f"{__package__}.attention_cuda.ElasticFlashBackend")
+    register_backend(AttentionBackendEnum[name], path)
+    selector._cached_get_attn_backend.cache_clear()  # an engine that ran here before may have asked already
 
 
 class KeyReader(Protocol):
@@ -150,11 +157,6 @@ class PackedKeys:
         block = table.gather(1, positions // self.page).long()[:, :, None, None]
         head = torch.arange(self.num_heads)[:, None]
         return cache.flatten(2)[block, head, self._place[positions % self.page][:, :, None]]
-
-
-def find_result(output: Any) -> Any | None:
-    """The `ModelRunnerOutput` that travels to the scheduler; None where there is none, or not yet."""
-    return output if hasattr(output, "req_id_to_index") else None
 
 
 def watch_reports(note: Callable[[dict[str, Any]], None]) -> None:

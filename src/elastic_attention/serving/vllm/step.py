@@ -19,6 +19,8 @@ from ..virtual import gather_order, make_tables, virtual_starts
 from . import layout
 
 _ATTRIBUTE = "elastic_routing"
+MOST_BYTES = 1 << 28
+"""Tables of all layers are made at once up to this size, which spares every layer a dozen small kernels."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,13 +73,25 @@ class RoutedStep:
         self._pattern = streaming(books.config)
         self._page: int = builder.block_size
         self._pooled = _PooledTokens(books, [request for _, request in plan.deciding]) if plan.deciding else None
+        self._tables: tuple[Tensor, Tensor] | None = None
         if plan.pieces is not None:
             heads = books.routes.shape[2]
-            self._order = stage(gather_order(plan.pieces, heads), books.device)
+            order = gather_order(plan.pieces, heads)
+            self._num_rows = len(order)
+            # Rows of decoding stand in order already.
+            self._order = None if plan.is_decoding else stage(order, books.device)
             self._starts_on_host = virtual_starts(plan.pieces, heads)
             self._starts = stage(self._starts_on_host, books.device)
             self._longest = int(plan.pieces.count.max())
             self._pieces = plan.pieces.to(books.device)
+            width = -(-int(common.max_seq_len) // self._page)
+            self._blocks = common.block_table_tensor[: len(plan.slots), :width]
+            bytes_of_all = 4 * books.routes.shape[1] * heads * len(plan.pieces.count) * width
+            if plan.is_settled and bytes_of_all <= MOST_BYTES:
+                self._tables = self._make_tables(books.routes[plan.slots].transpose(0, 1))
+
+    def _make_tables(self, routes: Tensor) -> tuple[Tensor, Tensor]:
+        return make_tables(self._pieces, self._blocks, routes, self._page, self._pattern)
 
     def decide(self, routing: LayerRouting, read_keys: Callable[[Tensor, Tensor], Tensor]) -> None:
         """Decide the routes of this layer for the requests whose prompts are far enough.
@@ -99,13 +113,10 @@ class RoutedStep:
 
     def virtualize(self, routing: LayerRouting, query: Tensor, cache: Tensor) -> tuple[Tensor, Tensor, Any]:
         """This layer's queries (rows, p, D), cache and metadata as virtual sequences."""
-        heads = self._books.routes.shape[2]
-        num_tokens = self._common.num_actual_tokens
-        routes = self._books.routes[self.plan.slots, routing.index]
-        width = -(-int(self._common.max_seq_len) // self._page)
-        table, lengths = make_tables(
-            self._pieces, self._common.block_table_tensor[: len(routes), :width], routes, self._page, self._pattern
-        )
+        if self._tables is not None:
+            table, lengths = (part[routing.index] for part in self._tables)
+        else:
+            table, lengths = self._make_tables(self._books.routes[self.plan.slots, routing.index])
         common = layout.replace_rows(
             self._common,
             starts=self._starts,
@@ -113,18 +124,26 @@ class RoutedStep:
             lengths=lengths,
             table=table,
             longest=self._longest,
-            num_tokens=len(self._order),
+            num_tokens=self._num_rows,
         )
-        rows = query[:num_tokens].reshape(num_tokens * heads, -1, query.shape[-1])[self._order]
+        rows = query[: self._common.num_actual_tokens].reshape(self._num_rows, -1, query.shape[-1])
+        rows = rows if self._order is None else rows[self._order]
         return rows, layout.split_heads(cache), self._builder.build_virtual(common)
 
+    def make_room(self, rows: Tensor, output: Tensor) -> Tensor:
+        """Where the kernel may write the result of these rows."""
+        return self._view_rows(output) if self._order is None else torch.empty_like(rows)
+
     def put_back(self, result: Tensor, output: Tensor) -> Tensor:
-        """Write virtual rows (rows, p, D) to the tokens they belong to."""
-        num_tokens = self._common.num_actual_tokens
-        back = torch.empty_like(result)
-        back[self._order] = result
-        output[:num_tokens] = back.view(output[:num_tokens].shape)
+        """Write virtual rows (rows, p, D) to the tokens they belong to, where they are not there already."""
+        if self._order is not None:
+            self._view_rows(output)[self._order] = result
         return output
+
+    def _view_rows(self, output: Tensor) -> Tensor:
+        """(T, H, D) or (T, H * D) as (token, KV head) rows (T * G, p, D), never a copy."""
+        shape = (self._num_rows, -1, self._books.config.base_model.head_dim)
+        return output[: self._common.num_actual_tokens].view(shape)
 
 
 class _PooledTokens:

@@ -1,6 +1,6 @@
 """Workers of vLLM that hold routers and the books of their requests."""
 
-import functools
+from collections.abc import Callable
 from typing import Any
 
 from vllm.v1.outputs import AsyncModelRunnerOutput
@@ -34,20 +34,19 @@ class RoutingWorker:
         return self._tell(super().sample_tokens(grammar_output))  # type: ignore[misc]
 
     def _tell(self, output: Any) -> Any:
+        assert self._engine is not None
         if isinstance(output, AsyncModelRunnerOutput):
-            return _ToldLater(output, self._engine)
+            return _ToldLater(output, self._engine.count_sparse())
         if output is not None and getattr(output, "req_ids", None):
-            assert self._engine is not None
-            setattr(output, KEY, self._engine.count_sparse())
+            setattr(output, KEY, self._engine.count_sparse()())
         return output
 
 
 class _ToldLater(AsyncModelRunnerOutput):
     """An output whose tokens, and routes, are still on their way from the device."""
 
-    def __init__(self, output: AsyncModelRunnerOutput, engine: Any) -> None:
-        self._output = output
-        self._count = functools.partial(engine.finish_counts, engine.take_decided())
+    def __init__(self, output: AsyncModelRunnerOutput, count: Callable[[], dict[str, int]]) -> None:
+        self._output, self._count = output, count
 
     def get_output(self) -> Any:
         """Wait for the device."""

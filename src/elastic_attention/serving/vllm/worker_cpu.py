@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 from vllm.v1.worker.cpu_worker import CPUWorker
 
 from .attention_cpu import ElasticCPUBackend
+from .layout import use_backend
 from .worker import RoutingWorker
 
 
@@ -14,5 +14,4 @@ class ElasticCPUWorker(RoutingWorker, CPUWorker):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        path = f"{ElasticCPUBackend.__module__}.{ElasticCPUBackend.__qualname__}"
-        register_backend(AttentionBackendEnum.CPU_ATTN, path)
+        use_backend("CPU_ATTN", f"{ElasticCPUBackend.__module__}.{ElasticCPUBackend.__qualname__}")

@@ -1,0 +1,83 @@
+"""`elastic-attn serve` and `elastic-attn bench serve`: what they refuse, and one short life of a server."""
+
+import json
+import subprocess
+import sys
+import urllib.request
+
+import pytest
+
+from elastic_attention.errors import ElasticAttentionError
+from elastic_attention.serving.launching import open_server
+from elastic_attention.serving.vllm.launch import build_flags
+
+HERE = ["--engine", "transformers"]
+
+
+@pytest.mark.parametrize(
+    "arguments, word",
+    [
+        (["--routers", "a", "--routers", "b"], "2 times"),
+        (["--vllm-option", "x=1", *HERE], "needs vLLM"),
+        (["--model", "nowhere", *HERE], "nowhere"),
+    ],
+)
+def test_what_does_not_fit(call, arguments, word):
+    code, _, err = call("serve", *arguments)
+    assert code == 2 and word in err
+
+
+def test_the_adapter_of_another_model(call, tiny, tmp_path):
+    from elastic_attention import attach
+    from tiny_models import elastic_config, make_model
+
+    other = make_model("qwen3", head_dim=32)
+    attach(other, elastic_config(other)).save_pretrained(tmp_path / "other")
+    code, _, err = call("serve", *HERE, *tiny[:2], "--routers", tmp_path / "other", "--device", "cpu")
+    assert code == 2 and "do not fit" in err
+    code, _, err = call("serve", *HERE, *tiny, "--context", 1 << 20)
+    assert code == 2 and "past the 2048 tokens" in err
+
+
+def test_a_server_that_does_not_start_says_why():
+    with (
+        pytest.raises(ElasticAttentionError, match="did not start.*nowhere"),
+        open_server(["--model", "nowhere", *HERE]),
+    ):
+        pass
+
+
+def test_one_life(tiny, tmp_path):
+    record = tmp_path / "serve.json"
+    with open_server([*HERE, *tiny, "--served-name", "tiny", "--json", str(record)]) as address:
+        body = {"model": "tiny", "prompt": "The boat is red. " * 9, "max_tokens": 3, "temperature": 0}
+        request = urllib.request.Request(
+            f"{address}/v1/completions", json.dumps(body).encode(), {"content-type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=60) as response:
+            assert json.load(response)["usage"]["completion_tokens"] == 3
+        bench = [
+            sys.executable,
+            "-c",
+            "from elastic_attention.cli import main; main()",
+            "bench",
+            "serve",
+            "--url",
+            address,
+        ]
+        sizes = ["--tokens", "512", "--requests", "1", "--new-tokens", "2", "--concurrency", "1"]
+        measured = tmp_path / "bench.json"
+        done = subprocess.run([*bench, *sizes, "--json", str(measured)], capture_output=True, text=True, timeout=120)
+        # Words are bytes to the tiny model, so its context is too short for these prompts, and that is what is said.
+        assert done.returncode == 2 and "together more than the 2048" in done.stderr
+    served = json.loads(record.read_text())["metrics"]["rows"][0]
+    assert served["requests_length"] == 1 and served["new_tokens"] == 3
+
+
+def test_flags_of_vllm():
+    flags = build_flags({"policy": "probe"}, {"port": 80, "dtype": None}, ["--tensor-parallel-size=2", "enforce-eager"])
+    assert flags[0] == "--additional-config" and json.loads(flags[1]) == {"elastic_attention": {"policy": "probe"}}
+    assert flags[2:] == ["--port", "80", "--tensor-parallel-size", "2", "--enforce-eager"]
+    for serving, option in (({"policy": "guess"}, "x"), ({}, "--=3")):
+        with pytest.raises(ElasticAttentionError):
+            build_flags(serving, {}, [option])

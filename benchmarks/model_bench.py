@@ -84,7 +84,10 @@ class ModelBench(Bench):
         return super().holds(section, model=self.name, **cell)
 
     def complete(self, sections: dict[str, Rows]) -> None:
-        """Set every row beside the best dense one of its cell, from whichever run."""
+        """Set every row beside its bound and the best dense one of its cell, from whichever run."""
+        rates = [row["terabytes_per_second"] for row in sections.get("ceilings", []) if row["name"] == "copy"]
+        for row in sections.get("decode", []):
+            row["bound_seconds"] = row["needed_bytes"] / max(rates) / 1e12
         for name, keys in (("rows", ("model", "tokens")), ("decode", ("model", "tokens", "batch"))):
             cells: dict[tuple[Any, ...], Rows] = {}
             for row in sections.get(name, []):

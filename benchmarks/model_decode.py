@@ -129,7 +129,7 @@ def count_step_bytes(model: Any) -> int:
 
 
 def measure_copy_rate(device: torch.device, count: int) -> float:
-    """Bytes per second of a device-to-device copy, bytes read plus bytes written."""
+    """Bytes per second of the quickest of five device-to-device copies, bytes read plus bytes written."""
     source, clock = torch.randn(count // 4, device=device), Clock(device=device)
     target = torch.empty_like(source)
     for _ in range(6):
@@ -138,7 +138,7 @@ def measure_copy_rate(device: torch.device, count: int) -> float:
         clock.marks.append((begin, clock.mark()))
     if device.type == "cuda":
         torch.cuda.synchronize()
-    return 2 * source.nbytes / statistics.median(clock.seconds_between(*pair) for pair in clock.marks[1:])
+    return 2 * source.nbytes / min(clock.seconds_between(*pair) for pair in clock.marks[1:])
 
 
 def measure_decode(bench: ModelBench) -> None:
@@ -163,7 +163,7 @@ def measure_decode(bench: ModelBench) -> None:
             except (RuntimeError, ValueError, TypeError, ElasticAttentionError) as error:
                 bench.note_missing("decode", kernel, error, **{k: v for k, v in cell.items() if k != "kernel"})
                 continue
-            row |= {"tokens_per_second": batch / row["seconds"], "bound_seconds": (weights + row["kv_bytes"]) / rate}
+            row |= {"tokens_per_second": batch / row["seconds"], "needed_bytes": weights + row["kv_bytes"]}
             row["kv_bytes_dense"] = batch * tokens * bench.dense_bytes_per_token
             bench.add("decode", cell | row)
             bench.save()

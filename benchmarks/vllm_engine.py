@@ -4,7 +4,7 @@
     python benchmarks/vllm_engine.py --shape tiny --cells 300x2 --new-tokens 8 --json engine.json
 
 Ways, each in a process of its own: "stock" (vLLM alone), "off" (the plugin, all heads full: what it costs) and
-"elastic" (the plugin, given routes at `--msr`, drawn once, so prompts are read sparsely too). A cell: tokens x requests.
+"elastic" (the plugin, routes given at `--msr`, drawn once: prompts are sparse too). Cells: tokens x requests.
 Prompts are random and never the same twice; the prefix cache is off. TTFT is the time until all requests of a cell have
 their first token; decoding is what the further tokens take.
 """

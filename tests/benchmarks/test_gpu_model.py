@@ -57,6 +57,8 @@ def test_decode_rows(record):
     assert (row["tokens"], row["batch"], row["kernel"]) == (256, 2, "sdpa")
     assert row["kv_bytes"] == 2 * 256 * 3 * 2 * 16 * 2 * 4
     assert row["tokens_per_second"] == pytest.approx(2 / row["seconds"])
+    rate = record["metrics"]["ceilings"][0]["terabytes_per_second"] * 1e12
+    assert row["bound_seconds"] == pytest.approx(row["needed_bytes"] / rate) and row["needed_bytes"] > row["kv_bytes"]
     assert {row["name"] for row in record["metrics"]["missing"]} >= {"fa3", "largest batch", "elastic"}
     assert record["model"] == "tiny"
 

@@ -196,7 +196,7 @@ class RouteBooks:
         )
 
     def take_decided(self) -> tuple[list[str], Tensor]:
-        """Requests whose routes were decided since the last call, and their sparse (layer, KV head) pairs, (n,) int32."""
+        """Requests that were decided since the last call, and their sparse (layer, KV head) pairs, (n,) int32."""
         slots = {name: self.requests[name].slot for name in self._decided if name in self.requests}
         seated = {name: slot for name, slot in slots.items() if slot is not None}
         self._decided = []

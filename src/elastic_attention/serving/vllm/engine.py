@@ -60,7 +60,8 @@ class RoutingEngine:
 
             # Where there are more ranks than heads, each head was counted by several of them.
             copies = ranks * self.books.routes.shape[2] // self.books.config.base_model.num_kv_heads
-            counts = tensor_model_parallel_all_reduce(counts) // copies
+            # As floats, exact here: the CPU build's sum knows no integers.
+            counts = tensor_model_parallel_all_reduce(counts.float()).int() // copies
         arriving = HeadRoutes(counts)  # a copy to the host is under way
         return lambda: dict(zip(names, arriving.host().tolist(), strict=True))
 

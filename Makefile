@@ -6,7 +6,7 @@ SERVING := .venv-serving
 CORPORA := .data/corpora
 MIXTURE := .data/mixture
 
-.PHONY: demo test test-serving data bench tables clean
+.PHONY: demo test test-serving data bench bench-gpu tables clean
 
 demo: $(VENV)/.demo  ## Eight prompts on a real model, dense and elastic
 	$(BIN)/elastic-attn demo
@@ -26,8 +26,12 @@ bench: $(VENV)/.demo  ## The records behind the README's tables of times
 	$(BIN)/elastic-attn bench --device cpu --json results/bench_cpu.json
 	$(BIN)/elastic-attn bench --what overhead --json results/overhead.json
 
-tables: $(VENV)/.demo  ## The README's tables from the records in results/
+bench-gpu: $(VENV)/.demo  ## The records of speed on a GPU; the same command again measures what is missing
+	$(BIN)/python benchmarks/gpu_records.py --results results
+
+tables: $(VENV)/.demo  ## The tables of the README and of docs/performance.md from the records in results/
 	$(BIN)/elastic-attn report --tables README.md --results results
+	$(BIN)/elastic-attn report --tables docs/performance.md --results results
 
 clean:  ## Everything that can be made again, the virtual environment included
 	rm -rf $(VENV) $(SERVING) build dist src/*.egg-info .mypy_cache .ruff_cache .hypothesis demo-report.html

@@ -54,7 +54,13 @@ def save_model_speed(record: Record, path: str | os.PathLike[str]) -> None:
     """
     counts = Counter(row.get("model") for name in ("rows", "decode") for row in list_rows(record, name))
     model = max(counts, key=lambda name: counts[name], default=None)
-    part = {name: [row for row in list_rows(record, name) if row.get("model") == model] for name in ("rows", "decode")}
+    part = {
+        name: sorted(
+            (row for row in list_rows(record, name) if row.get("model") == model),
+            key=lambda row: (row.get("kernel") == "elastic", row.get("msr") or 0.0),
+        )
+        for name in ("rows", "decode")
+    }
     part["pairs"] = [row for row in part["rows"] if row.get("kernel") == "elastic" and row.get("pair") != "fa-ssa"]
     part["rows"] = [row for row in part["rows"] if row.get("pair") in (None, "fa-ssa")]
     panels: list[tuple[str, Panel]] = [

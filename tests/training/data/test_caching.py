@@ -2,7 +2,6 @@ import multiprocessing
 
 import numpy as np
 import pytest
-from made_rows import TEMPLATE, make_row, make_rows, make_tokenizer, write_rows
 
 from elastic_attention import DataError
 from elastic_attention.training.data import caching
@@ -11,6 +10,7 @@ from elastic_attention.training.data.encoding import Encoder
 from elastic_attention.training.data.record import check_record
 from elastic_attention.training.data.sources import open_source
 from elastic_attention.training.data.store import FACTS, TABLE, TOKENS, SampleStore
+from made_rows import TEMPLATE, make_row, make_rows, make_tokenizer, write_rows
 
 ROWS = make_rows(21)
 

@@ -1,7 +1,6 @@
 import copy
 
 import pytest
-from made_rows import TEMPLATE, make_row, make_tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from elastic_attention import DataError
@@ -9,6 +8,7 @@ from elastic_attention.tasks import KINDS, generate, load_corpora, render, to_ro
 from elastic_attention.training.data.encoding import Encoder
 from elastic_attention.training.data.record import check_record
 from hash_tokenizer import HashTokenizer
+from made_rows import TEMPLATE, make_row, make_tokenizer
 
 END = "<|end|>"
 

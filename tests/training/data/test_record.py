@@ -1,10 +1,10 @@
 import json
 
 import pytest
-from made_rows import make_row
 
 from elastic_attention import DataError
 from elastic_attention.training.data.record import check_record
+from made_rows import make_row
 
 
 def test_a_record_and_its_defaults():

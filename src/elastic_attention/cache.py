@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .errors import CacheDepthError
+from .patterns.cropping import count_evicted_after_crop
 from .types import HeadRoutes, PackedRows, Pattern, stage
 
 
@@ -250,22 +250,8 @@ class ElasticCache:
         if self.groups is None:
             return
         evicting = {row // self.num_kv_heads for row in self.groups[1].rows}
-        evicted = list(self.evicted)
-        for b in evicting:
-            n = self.lengths[b] - counts[b]
-            if n <= self.pattern.num_pinned_tokens:
-                evicted[b] = 0  # everything that was dropped lies behind the cut
-                continue
-            # The next query stands at position n, so it needs what a sequence of n + 1 tokens holds.
-            allowed = self.pattern.count_evicted(n + 1)
-            if counts[b] and self.evicted[b] > allowed:
-                raise CacheDepthError(
-                    f"Cropping {counts[b]} of {self.lengths[b]} tokens goes behind the window: sparse heads dropped "
-                    f"{self.evicted[b]} tokens, at {n} tokens no more than {allowed} may be gone. Crop fewer tokens "
-                    "or attach with decode='full'."
-                )
+        self.evicted = count_evicted_after_crop(self.pattern, self.lengths, self.evicted, counts, evicting=evicting)
         self.lengths = [n - c for n, c in zip(self.lengths, counts, strict=True)]
-        self.evicted = evicted
 
     def count_allocated_bytes(self) -> list[int]:
         """Bytes of the buffers, by sequence."""

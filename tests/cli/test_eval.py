@@ -1,8 +1,10 @@
 """`elastic-attn eval` from the command line, on the tiny model."""
 
 import json
+import shutil
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from elastic_attention.evaluation import suite_run
 
@@ -78,6 +80,8 @@ def test_a_model_without_chat_template(evaluate, monkeypatch):
         (("--tasks", "niah_9"), ("niah_9", "needle")),
         (("--lengths", "1024,4096,9999"), ("4,096, 9,999", "2,048")),
         (("--lengths", "many"), ("many", "whole numbers")),
+        (("--lengths", "0"), ("--lengths 0", "positive")),
+        (("--lengths", "1024,1024"), ("1,024, 1,024", "each once")),
         (("--methods", "dense,magic@x"), ("magic@x", "routed/full")),
         (("--methods", "dense,dense"), ("each once",)),
         (("--option", "prefix"), ("KEY=VALUE",)),
@@ -91,6 +95,29 @@ def test_bad_input_is_named(evaluate, arguments, words):
     code, _, err = evaluate(*arguments)
     assert code == 2 and all(word in err for word in words), err
     assert len(err.strip().splitlines()) == 1
+
+
+def test_an_adapter_that_was_trained_again_is_another_run(evaluate, tmp_path, tiny):
+    routers = tmp_path / "again"
+    shutil.copytree(tiny[tiny.index("--routers") + 1], routers)
+    arguments = (*RULER, "--methods", f"fa_ssa={routers}")
+    assert evaluate(*arguments)[0] == 0
+    file = routers / "elastic_routers.safetensors"
+    tensors = load_file(file)
+    save_file({name: values * 2 for name, values in tensors.items()}, file, metadata={"format": "pt"})
+    code, _, err = evaluate(*arguments)
+    assert code == 2 and "other adapters" in err
+
+
+def test_a_model_that_was_trained_further_is_another_run(call, tmp_path, tiny):
+    model = tmp_path / "model"
+    shutil.copytree(tiny[1], model)
+    arguments = ("eval", "--model", model, *tiny[2:], *RULER, "--methods", "dense")
+    assert call(*arguments)[0] == 0
+    file = model / "model.safetensors"
+    save_file({name: values * 1.01 for name, values in load_file(file).items()}, file, metadata={"format": "pt"})
+    code, _, err = call(*arguments)
+    assert code == 2 and "other weights" in err
 
 
 def test_another_run_in_the_folder(evaluate):

@@ -18,7 +18,9 @@ HERE = ["--engine", "transformers"]
     "arguments, word",
     [
         (["--routers", "a", "--routers", "b"], "2 times"),
-        (["--vllm-option", "x=1", *HERE], "needs vLLM"),
+        (["--vllm-option", "x=1", *HERE], "--vllm-option x=1 needs --engine vllm"),
+        (["--policy", "probe", *HERE], "--policy probe needs --engine vllm"),
+        (["--first-chunk-tokens", "512", *HERE], "--first-chunk-tokens 512 needs --engine vllm"),
         (["--model", "nowhere", *HERE], "nowhere"),
     ],
 )

@@ -181,6 +181,26 @@ def test_answers_without_end_and_empty_ones_are_counted(subject, tmp_path, monke
     assert counts == {"asked": 9, "skipped": 1, "cut": 0, "empty": 9}
 
 
+def test_an_answer_that_said_its_stop_text_is_not_cut(subject):
+    model, routers = subject
+    (sample,) = WordSuite().build("plain", [0], length=120, seed=1, tokenizer=None)
+    with open_reader(parse_method("dense"), model, routers=routers) as reader:
+        (endless,) = ask_samples(reader, TOKENIZER, [sample])
+        (stopped,) = ask_samples(reader, TOKENIZER, [dataclasses.replace(sample, stop=(" ",))])
+    assert endless.is_cut and not stopped.is_cut
+    assert stopped.answer.text == endless.answer.text.split(" ")[0]
+
+
+def test_half_a_batch_is_asked_again_and_stands_once(subject, whole, tmp_path):
+    plan = dataclasses.replace(PLAN, tasks=("plain",), lengths=(120,), methods=METHODS[:1])
+    run(subject, tmp_path, plan=plan)
+    (path,) = tmp_path.glob("answers-*.jsonl")
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:1]))
+    lines = run(subject, tmp_path, plan=plan)
+    run(subject, tmp_path, plan=plan)
+    assert len(read_lines(path)) == len(lines) == 5
+
+
 def test_summary(whole):
     metrics = summarize_run(PLAN, WordSuite(), whole)
     json.dumps(metrics)
@@ -260,6 +280,8 @@ def test_methods_are_checked_before_anything_runs():
         ("static", "static=FOLDER"),
         ("random", "random@0.7"),
         ("nsa", "left out"),
+        ("dense=/a", "reads no folder.*static=/a"),
+        ("moba@0.5", "no share of sparse heads.*random@0.5"),
     ):
         with pytest.raises(ElasticAttentionError, match=words):
             parse_method(text)
@@ -269,9 +291,12 @@ def test_methods_are_checked_before_anything_runs():
 def test_bad_plans_are_named():
     with pytest.raises(ElasticAttentionError, match=r"2,048, 4,096.*1,024"):
         check_lengths((512, 2048, 4096), 1024, "tiny")
+    for lengths in ((512, 512), (0,), (512, -1)):
+        with pytest.raises(ElasticAttentionError, match="positive numbers of tokens, each once"):
+            check_lengths(lengths, 1024, "tiny")
     with pytest.raises(ElasticAttentionError, match="each once"):
         dataclasses.replace(PLAN, methods=METHODS + METHODS[:1])
-    for text in ("3/3", "1", "a/b", "/2"):
+    for text in ("3/3", "1", "a/b", "/2", "²/4"):
         with pytest.raises(ElasticAttentionError, match=r"shard"):
             Shard.parse(text)
 

@@ -1,6 +1,7 @@
 """The two endpoints of the small server: right answers, and a proper refusal for everything else."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -110,12 +111,25 @@ def test_sampling_follows_its_seed(client):
         return client.post(COMPLETE, json=ask(temperature=1.0, seed=seed, max_tokens=24)).json()["choices"]
 
     assert draw(1) == draw(1) != draw(2)
+    draw(1)
+    unseeded = draw(None)
+    draw(1)
+    assert draw(None) != unseeded  # it does not go on from the seed of the request before
+    assert draw(1) == draw(1)
+
+
+def test_a_temperature_next_to_nothing_is_greedy(client):
+    greedy = client.post(COMPLETE, json=ask()).json()["choices"]
+    assert client.post(COMPLETE, json=ask(temperature=1e-300)).json()["choices"] == greedy
 
 
 def test_neutral_options_of_clients_are_taken(client):
     neutral = {"n": 1, "frequency_penalty": 0.0, "presence_penalty": 0, "user": "somebody", "stop": None}
     assert client.post(COMPLETE, json=ask(**neutral, echo=False, best_of=1)).status_code == 200
     assert client.post(CHAT, json=converse(**neutral, response_format={"type": "text"}, tools=[])).status_code == 200
+    nulls = dict.fromkeys(["temperature", "top_p", "stream", "stream_options", "seed", "vllm_xargs", "logprobs"])
+    assert client.post(COMPLETE, json=ask(**nulls)).status_code == 200
+    assert client.post(CHAT, json=converse(**nulls, max_completion_tokens=None)).status_code == 200
 
 
 REFUSED = {
@@ -139,6 +153,18 @@ REFUSED = {
     "routes of another model": (COMPLETE, ask(vllm_xargs={"elastic_routes": "0110" * 9}), 400, "3 x 2"),
     "unknown option": (COMPLETE, ask(vllm_xargs={"elastic_bugdet": 1}), 400, "elastic_bugdet"),
     "giant body": (COMPLETE, ask(prompt="a" * 30_000), 413, "20000"),
+    "budget past floats": (COMPLETE, ask(vllm_xargs={"elastic_budget": 10**400}), 400, "finite"),
+    "half a character": (COMPLETE, json.dumps(ask(prompt="a \ud800")).encode(), 400, "prompt"),
+    "half a character in a key": (COMPLETE, json.dumps(ask(**{"\ud800": 1})).encode(), 400, ""),
+    "half a character in an option": (
+        COMPLETE,
+        json.dumps(ask(vllm_xargs={"elastic_\ud800": 1})).encode(),
+        400,
+        "vllm_xargs",
+    ),
+    "endless stop": (COMPLETE, ask(stop=["a" * 1001]), 400, "stop"),
+    "null prompt": (COMPLETE, ask(prompt=None), 400, "prompt"),
+    "unknown null": (COMPLETE, ask(logit_bias=None), 400, "logit_bias"),
     "no messages": (CHAT, converse() | {"messages": []}, 400, "messages"),
     "unknown role": (CHAT, converse() | {"messages": [{"role": "ghost", "content": "boo"}]}, 400, "role"),
     "picture": (CHAT, converse() | {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "text"),
@@ -170,6 +196,38 @@ def test_a_giant_body_that_announces_nothing_is_refused(client):
 
     response = client.post(COMPLETE, content=pour(), headers={"content-type": "application/json"})
     assert response.status_code == 413 and "20000" in response.json()["error"]["message"]
+
+
+def test_a_refusal_does_not_send_everything_back(client):
+    for changes in ({"model": "a" * 15_000}, {"k" * 15_000: 1}):
+        assert len(client.post(COMPLETE, json=ask(**changes)).content) < 1500
+
+
+def count_requests(client):
+    text = client.get("/metrics").text
+    return {end: int(float(n)) for end, n in re.findall(r'^elastic_requests_total\{end="(\w+)"\} (\S+)$', text, re.M)}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_failure_is_said_logged_and_counted_once(client, app_engine, monkeypatch, caplog, stream):
+    def fail(**options):
+        raise RuntimeError("the device is on fire")
+
+    before = count_requests(client)
+    monkeypatch.setattr(app_engine.handle.model, "generate", fail)
+    response = client.post(COMPLETE, json=ask(stream=stream))
+    error = read_events(response)[0]["error"] if stream else response.json()["error"]
+    assert response.status_code == (200 if stream else 500) and error["type"] == "server_error"
+    assert "RuntimeError" in error["message"] and "fire" not in error["message"] and "on fire" in caplog.text
+    monkeypatch.undo()
+    after = count_requests(client)
+    assert after["failed"] == before.get("failed", 0) + 1 and after.get("refused") == before.get("refused")
+
+
+def test_giant_bodies_are_counted(client):
+    before = count_requests(client).get("refused", 0)
+    assert client.post(COMPLETE, json=ask(prompt="a" * 30_000)).status_code == 413
+    assert count_requests(client)["refused"] == before + 1
 
 
 def test_other_pages(client):

@@ -1,10 +1,13 @@
 """The small server on a socket: many clients at once, clients that leave, and the limit on both."""
 
+import asyncio
+import gc
 import json
 import threading
 import time
 import urllib.error
 import urllib.request
+import weakref
 
 import pytest
 from served_tokenizer import NAME
@@ -75,3 +78,81 @@ def test_more_clients_than_the_limit_are_turned_away(server):
         stream.close()
     wait_until_idle(engine)
     assert len(json.load(post(address))["choices"]) == 1
+
+
+def test_requests_that_are_given_up_in_the_queue_make_room_at_once(server, monkeypatch):
+    address, engine = server
+    go_on, is_running, generate = threading.Event(), threading.Event(), engine.handle.model.generate
+
+    def wait(**options):
+        is_running.set()
+        assert go_on.wait(20)
+        return generate(**options)
+
+    monkeypatch.setattr(engine.handle.model, "generate", wait)
+    try:
+        first = threading.Thread(target=lambda: post(address))
+        first.start()
+        assert is_running.wait(20)
+        for _ in range(3):  # of a server that takes three
+            for stream in (False, True):
+                with pytest.raises((TimeoutError, urllib.error.URLError)):
+                    post(address, timeout=0.3, stream=stream).read()
+        stop = time.monotonic() + 10
+        while engine.num_active > 1:
+            assert time.monotonic() < stop, "requests that nobody waits for keep their places"
+            time.sleep(0.01)
+    finally:
+        go_on.set()
+        first.join()
+    wait_until_idle(engine)
+
+
+def test_an_abandoned_request_leaves_its_cache_at_once(server, monkeypatch):
+    address, engine = server
+    caches, model = [], engine.handle.model
+    hook = model.register_forward_pre_hook(
+        lambda module, args, options: caches.append(weakref.ref(options["past_key_values"])), with_kwargs=True
+    )
+    gc.collect()
+    gc.disable()  # on a GPU nothing would hurry the collector
+    try:
+        response = post(address, stream=True, max_tokens=64)
+        response.readline()
+        response.close()
+        wait_until_idle(engine)
+        post(address, max_tokens=1)  # the thread lets go of what it returned
+        assert len(caches) > 1 and caches[0]() is None
+    finally:
+        gc.enable()
+        hook.remove()
+
+
+def test_a_client_that_left_before_the_stream_began_stops_its_answer(app_engine):
+    from elastic_attention.serving.server.app import build_app
+    from elastic_attention.serving.server.metrics import ServerMetrics
+
+    app, started, start = build_app(app_engine, name=NAME, metrics=ServerMetrics()), [], app_engine.start
+    body = json.dumps({"model": NAME, "prompt": PROMPT, "max_tokens": 64, "stream": True}).encode()
+    scope = {"type": "http", "asgi": {"spec_version": "2.3"}, "http_version": "1.1", "method": "POST"}
+    scope |= {"path": "/v1/completions", "query_string": b"", "headers": [(b"content-type", b"application/json")]}
+
+    async def leave():
+        messages = iter([{"type": "http.request", "body": body}])
+
+        async def receive():
+            return next(messages, {"type": "http.disconnect"})
+
+        async def send(message):
+            await asyncio.sleep(0.1)
+
+        app_engine.start = lambda job: (started.append(job), start(job))[1]
+        await app(scope, receive, send)
+        assert started[0].is_abandoned.is_set()
+        while app_engine.num_active:
+            await asyncio.sleep(0.01)
+
+    try:
+        asyncio.run(asyncio.wait_for(leave(), 20))
+    finally:
+        del app_engine.start

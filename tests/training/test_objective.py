@@ -21,6 +21,15 @@ def test_penalty_is_the_distance_to_the_interval():
     assert (constraint.multiplier_linear.grad >= 0).all()
 
 
+def test_a_sample_on_the_edge_of_its_interval_is_not_pushed():
+    constraint = IntervalConstraint({"a": Interval(low=0.5, high=1.0), "b": Interval(low=0.75, high=0.75)})
+    with torch.no_grad():
+        constraint.multiplier_linear.fill_(2.0)
+    msr = torch.tensor([0.5, 1.0, 0.75], requires_grad=True)
+    constraint(msr, ["a", "a", "b"]).sum().backward()
+    assert msr.grad.tolist() == [0.0, 0.0, 0.0]
+
+
 def test_multipliers_never_fall_below_zero():
     constraint = IntervalConstraint({"a": Interval(low=0.0, high=1.0)})
     with torch.no_grad():

@@ -5,12 +5,14 @@ import dataclasses
 import pytest
 import torch
 from tiny_runs import make_recipe, parts
+from torch.utils.data import DataLoader
 
-from elastic_attention import attach, find_handle
+from elastic_attention import RecipeError, attach, find_handle
 from elastic_attention.training.data.steps import PackedSteps
 from elastic_attention.training.recipe import OptimizerConfig, RouteConfig
 from elastic_attention.training.routed_loss import PackStream, RoutedLoss, take_pack
 from elastic_attention.training.trainer import train
+from made_rows import make_tokenizer
 
 # One optimiser without clipping and schedule, as a Trainer has it.
 PLAIN = OptimizerConfig(warmup_ratio=0.0, final_ratio=1.0, max_grad_norm=1e9)
@@ -41,7 +43,7 @@ def assert_same_adapter(folder, loss, recipe, reference=None):
 @pytest.mark.parametrize("recompute_layers", [False, True])
 def test_a_loop_of_ones_own(tmp_path, recompute_layers):
     recipe, loss, packs = prepare(tmp_path, recompute_layers=recompute_layers)
-    optimizer = torch.optim.AdamW(loss.parameter_groups(), betas=PLAIN.betas)
+    optimizer = torch.optim.AdamW(loss.parameter_groups())
     for i, item in enumerate(packs, 1):
         output = loss(**item)
         (output["loss"] / recipe.data.packs.per_step).backward()
@@ -73,7 +75,7 @@ def test_the_trainer_of_transformers(tmp_path):
         report_to="none",
         use_cpu=True,
     )
-    optimizer = torch.optim.AdamW(loss.parameter_groups(), betas=PLAIN.betas)
+    optimizer = torch.optim.AdamW(loss.parameter_groups())
     trainer = Trainer(
         model=loss, args=arguments, train_dataset=packs, data_collator=take_pack, optimizers=(optimizer, None)
     )
@@ -88,7 +90,7 @@ def test_accelerate(tmp_path):
 
     recipe, loss, packs = prepare(tmp_path)
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=recipe.data.packs.per_step)
-    module, optimizer = accelerator.prepare(loss, torch.optim.AdamW(loss.parameter_groups(), betas=PLAIN.betas))
+    module, optimizer = accelerator.prepare(loss, torch.optim.AdamW(loss.parameter_groups()))
     for item in packs:
         with accelerator.accumulate(module):
             accelerator.backward(module(**item)["loss"])
@@ -125,3 +127,12 @@ def test_the_model_is_no_part_of_the_module(tmp_path):
 def test_batches_of_several_packs_are_refused():
     with pytest.raises(ValueError, match="holds 2 packs"):
         take_pack([{}, {}])
+
+
+def test_several_workers_of_a_loader_are_refused(tmp_path):
+    recipe = make_recipe(tmp_path)
+    packs = PackStream(PackedSteps(recipe.data, make_tokenizer(), seed=0, steps=2))
+    one, two = (DataLoader(packs, batch_size=None, num_workers=n, collate_fn=lambda x: x) for n in (1, 2))
+    assert [item["step"] for item in one] == [0, 0, 1, 1]
+    with pytest.raises(RecipeError, match="num_workers"):
+        next(iter(two))

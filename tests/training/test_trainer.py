@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_runs import make_recipe, parts
 
-from elastic_attention import CheckpointError, RecipeError, TrainingDiverged, UnsupportedModel, attach
+from elastic_attention import CheckpointError, DataError, RecipeError, TrainingDiverged, UnsupportedModel, attach
 from elastic_attention.models.checkpoint import CONFIG_FILE, WEIGHTS_FILE
 from elastic_attention.training import checkpoints, trainer
 from elastic_attention.training.checkpoints import FILE, PREVIOUS
@@ -129,7 +129,7 @@ def test_a_kill_at_any_moment_loses_nothing(tmp_path, monkeypatch, whole, owner,
         train(recipe, tmp_path / "killed", **parts())
     monkeypatch.undo()
     with (tmp_path / "killed" / "log.jsonl").open("a") as log:
-        log.write('{"step": 3, "loss": 0.')  # half a line, as a kill leaves it
+        log.write('{"step": 3, "msr": {"code": 0.5}')  # half a line, as a kill leaves it
     train(recipe, tmp_path / "killed", **parts())
     assert_equal_runs(folder, tmp_path / "killed")
     assert sorted(p.name for p in (tmp_path / "killed").iterdir()) == [
@@ -373,6 +373,13 @@ def test_samples_beyond_the_reach_of_the_model(tmp_path):
 def test_a_run_without_heldout_files_says_so(tmp_path):
     result = train(make_recipe(tmp_path, steps=1, packs={"heldout_files": ()}), tmp_path / "run", **parts())
     assert result["validation"] is None and result["is_finished"]
+
+
+def test_heldout_files_are_checked_before_the_first_step(tmp_path):
+    recipe = make_recipe(tmp_path, packs={"heldout_files": (str(tmp_path / "nowhere.jsonl"),)})
+    with pytest.raises(DataError, match="nowhere.jsonl"):
+        train(recipe, tmp_path / "run", **parts())
+    assert not (tmp_path / "run").exists()
 
 
 def test_generated_samples_train(tmp_path):

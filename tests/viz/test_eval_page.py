@@ -10,6 +10,7 @@ from test_report_page import ATTACKS, Page
 
 from elastic_attention.viz import render_report
 from elastic_attention.viz.charts import Point, Series, draw_chart
+from elastic_attention.viz.columns import pick_columns
 from elastic_attention.viz.eval_charts import build_charts, find_front
 
 pytest.importorskip("jinja2")
@@ -88,6 +89,11 @@ def test_speeds_of_other_records():
     rows = [{"kernel": "k", "tokens": n, "msr": 0.5, "speedup": n / 4096} for n in (4096, 8192)]
     (chart,) = build_charts(make_record("bench", {"rows": rows}))
     assert chart.title == "Speed-up against length" and chart.curves[0].name == "k, MSR 0.50"
+
+
+def test_lists_of_tasks_have_no_columns_of_the_demo():
+    columns = pick_columns([{"task": "vt", "length": 4096}, {"task": "qa_1", "length": 8192}])
+    assert [column.heading for column in columns] == ["task", "length"]
 
 
 def test_records_without_numbers_have_no_charts():

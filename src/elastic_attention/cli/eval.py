@@ -132,7 +132,7 @@ def _split_option(text: str) -> tuple[str, str | int]:
     key, equals, value = text.partition("=")
     if not equals:
         raise ElasticAttentionError(f"--option {text!r} must look like KEY=VALUE.")
-    return key, int(value) if value.isdigit() else value
+    return key, int(value) if value.isdecimal() else value
 
 
 def _build_table(metrics: dict[str, Any]) -> "Table":

@@ -37,12 +37,20 @@ def serve(
     budget: Budget = 0.0,
     context: Annotated[int | None, typer.Option(min=1, help="Prompt and answer, tokens. Default: the model's.")] = None,
     max_requests: Annotated[int, typer.Option(min=1, help="Requests at the same time.")] = 16,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="transformers: longest answer, tokens.")] = 4096,
-    max_body_bytes: Annotated[int, typer.Option(min=1, help="transformers: largest body of a request.")] = 8 << 20,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="transformers: longest answer, tokens. Default: 4096.")
+    ] = None,
+    max_body_bytes: Annotated[
+        int | None, typer.Option(min=1, help="transformers: largest body of a request. Default: 8 MiB.")
+    ] = None,
     device: Device = None,
     dtype: DtypeOption = None,
-    policy: Annotated[Policy, typer.Option(help="vllm: when a prompt's routes are decided.")] = Policy.deferred,
-    first_chunk_tokens: Annotated[int, typer.Option(min=1, help="vllm: tokens that first_chunk decides from.")] = 2048,
+    policy: Annotated[
+        Policy | None, typer.Option(help="vllm: when a prompt's routes are decided. Default: deferred.")
+    ] = None,
+    first_chunk_tokens: Annotated[
+        int | None, typer.Option(min=1, help="vllm: tokens that first_chunk decides from. Default: 2048.")
+    ] = None,
     vllm_option: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="vllm: any other of its flags; repeat it.")
     ] = None,
@@ -56,29 +64,39 @@ def serve(
         raise ElasticAttentionError(f"--routers was given {len(routers)} times; a server has one adapter.")
     started, console = time.perf_counter(), open_console()
     adapter, chosen = routers[0] if routers else None, _choose_engine(engine)
+    _refuse_options_of_others(
+        chosen,
+        {
+            Engine.vllm: {
+                "--policy": policy,
+                "--first-chunk-tokens": first_chunk_tokens,
+                "--vllm-option": vllm_option[0] if vllm_option else None,
+            },
+            Engine.transformers: {
+                "--max-new-tokens": max_new_tokens,
+                "--max-body-bytes": max_body_bytes,
+                "--device": device,
+            },
+        },
+    )
     place: dict[str, Any] = {"host": host, "port": port}
     name = served_name or model
     dtype_name = None if dtype is None else dtype.value
     if chosen is Engine.vllm:
-        if device is not None:
-            raise ElasticAttentionError(f"--device {device} is vLLM's to choose; leave it out.")
-        serving = {"routers": adapter, "policy": policy.value, "budget": budget}
+        serving = _leave_out_unset(routers=adapter, policy=policy, first_chunk_tokens=first_chunk_tokens)
         flags = {"served-model-name": name, "max-model-len": context, "max-num-seqs": max_requests, "dtype": dtype_name}
-        served = _serve_with_vllm(
-            model, serving | {"first_chunk_tokens": first_chunk_tokens}, flags | place, vllm_option or []
-        )
+        served = _serve_with_vllm(model, serving | {"budget": budget}, flags | place, vllm_option or [])
     else:
-        if vllm_option:
-            raise ElasticAttentionError(f"--vllm-option {vllm_option[0]} needs vLLM; leave it out.")
         session = open_model(model, routers=adapter, device=device, dtype=dtype)
         if (context or 0) > session.context:
             raise ElasticAttentionError(f"--context {context} is past the {session.context} tokens that {model} takes.")
-        sizes = {"max_new_tokens": max_new_tokens, "max_body_bytes": max_body_bytes, "max_requests": max_requests}
+        sizes = _leave_out_unset(max_new_tokens=max_new_tokens, max_body_bytes=max_body_bytes)
+        sizes |= {"context": context or session.context, "max_requests": max_requests}
         console.print(f"{name} on http://{host}:{port}/v1, over transformers")
-        served = _serve_with_transformers(session, sizes | {"context": context or session.context}, name, place, budget)
+        served = _serve_with_transformers(session, sizes, name, place, budget)
     record = build_record(
         "serve",
-        config={"engine": chosen.value, "policy": policy.value, "budget": budget, **place},
+        config={"engine": chosen.value, "policy": policy, "budget": budget, **place},
         model={"name": model, "routers": adapter},
         data=None,
         device=device or "auto",
@@ -108,6 +126,22 @@ def _choose_engine(engine: Engine) -> Engine:
                 f"the server over transformers needs {package}: pip install 'elastic-attention[serve]'."
             )
     return Engine.transformers
+
+
+def _refuse_options_of_others(chosen: Engine, options: dict[Engine, dict[str, Any]]) -> None:
+    """An option that the chosen engine does not have is refused, not ignored."""
+    from ..errors import ElasticAttentionError
+
+    for engine, given in options.items():
+        for option, value in given.items():
+            if engine is not chosen and value is not None:
+                raise ElasticAttentionError(
+                    f"{option} {value} needs --engine {engine}, this server runs {chosen}; leave it out."
+                )
+
+
+def _leave_out_unset(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _serve_with_vllm(

@@ -91,7 +91,8 @@ class AnswerLog:
     def __init__(self, folder: Path, shard: Shard) -> None:
         self.path = folder / f"answers-{shard.index}-of-{shard.count}.jsonl"
         # Written anew, because a killed run may have left half a line at the end.
-        write_file(self.path, "".join(_write_line(line) for line in read_lines(self.path)))
+        kept = {line.key: line for line in read_lines(self.path)}
+        write_file(self.path, "".join(map(_write_line, kept.values())))
         self.done = {line.key: line for path in sorted(folder.glob("answers-*.jsonl")) for line in read_lines(path)}
 
     def has(self, method: str, batch: Batch) -> bool:

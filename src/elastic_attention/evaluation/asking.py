@@ -27,7 +27,7 @@ class Reply:
     """An answer and what it cost.
 
     Attributes:
-        is_cut: the model was still speaking when the longest answer was reached.
+        is_cut: the model was still speaking, and had said no stop text, when the longest answer was reached.
         books: what `Reader.report` gives. What is decoded counts up to the batch's longest answer, because all its
             rows are read until then.
         prefill_seconds, decode_seconds: of the whole batch, divided by its rows.
@@ -94,10 +94,12 @@ def _generate(
     for number, (sample, tokens) in enumerate(zip(samples, spoken, strict=True)):
         text = tokenizer.decode(tokens, skip_special_tokens=True)
         kept = len(tokenizer.decode(tokens[: sample.min_new_tokens], skip_special_tokens=True))
+        said = cut_at_stop(text, sample.stop, kept)
+        has_ended = tokens[-1] in ends or len(said) < len(text)
         replies.append(
             Reply(
-                answer=Answer(text=cut_at_stop(text, sample.stop, kept), token_ids=tuple(tokens)),
-                is_cut=len(tokens) == sample.max_new_tokens and tokens[-1] not in ends,
+                answer=Answer(text=said, token_ids=tuple(tokens)),
+                is_cut=len(tokens) == sample.max_new_tokens and not has_ended,
                 books={key: values[number] for key, values in books.items()},
                 prefill_seconds=(arrived - clock.started) / len(samples),
                 decode_seconds=(stopped - arrived) / len(samples),

@@ -1,5 +1,6 @@
 """Means and paired bootstrap intervals of scores, macro-averaged over kinds."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -26,7 +27,8 @@ def bootstrap_macro(
 
     Returns:
         {"score": (mean, low, high), "relative": (ratio, low, high)}; resamples draw samples within each kind, the
-        same ones for both methods.
+        same ones for both methods. Where the base scores 0 in a resample, the ratio is infinite; 0 / 0 may be anything,
+        so it widens the interval on both sides. An end of it may thus be infinite.
     """
     generator = torch.Generator().manual_seed(seed)
     means, base_means = [], []
@@ -44,5 +46,12 @@ def bootstrap_macro(
 
 
 def _percentiles(values: Tensor) -> tuple[float, float]:
-    low, high = torch.quantile(values, torch.tensor([0.025, 0.975], dtype=values.dtype)).tolist()
-    return low, high
+    return _percentile(values, 0.025, -math.inf), _percentile(values, 0.975, math.inf)
+
+
+def _percentile(values: Tensor, share: float, unknown: float) -> float:
+    """Linear between the two nearest values, infinite where one of them is."""
+    ordered = values.masked_fill(values.isnan(), unknown).sort().values
+    place = share * (len(ordered) - 1)
+    low, high = float(ordered[math.floor(place)]), float(ordered[math.ceil(place)])
+    return low + (place - math.floor(place)) * (high - low) if math.isfinite(high - low) else unknown

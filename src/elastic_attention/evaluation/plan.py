@@ -36,7 +36,9 @@ class EvalPlan:
     def __post_init__(self) -> None:
         labels = [method.label for method in self.methods]
         if not labels or len(labels) != len(set(labels)):
-            raise ElasticAttentionError(f"methods {labels} must be one or more, each once.")
+            raise ElasticAttentionError(
+                f"methods {labels} must be one or more, each once; tell adapters apart by a target: routed@0.7=FOLDER."
+            )
 
     def describe(self) -> dict[str, Any]:
         """As a record holds it."""
@@ -63,11 +65,15 @@ def list_batches(plan: EvalPlan, suite: Suite) -> Iterator[Batch]:
 
 
 def check_lengths(lengths: tuple[int, ...], context: int, model: str) -> None:
-    """Refuse lengths that the model cannot read.
+    """Refuse lengths that the model cannot read, or that are none, or named twice, which would count samples twice.
 
     Raises:
         ElasticAttentionError: names them and the model's limit.
     """
+    if min(lengths) < 1 or len(set(lengths)) < len(lengths):
+        raise ElasticAttentionError(
+            f"--lengths {', '.join(f'{length:,}' for length in lengths)}: name positive numbers of tokens, each once."
+        )
     if past := [length for length in lengths if length > context]:
         raise ElasticAttentionError(
             f"--lengths {', '.join(f'{length:,}' for length in past)}: {model} takes {context:,} tokens. Leave them "
@@ -90,7 +96,7 @@ class Shard:
     def parse(cls, text: str) -> Shard:
         """ "0/4" -> the first of four."""
         index, slash, count = text.partition("/")
-        if not (slash and index.isdigit() and count.isdigit()):
+        if not (slash and index.isdecimal() and count.isdecimal()):
             raise ElasticAttentionError(f"--shard {text!r} must look like 0/4, the first of four.")
         return cls(index=int(index), count=int(count))
 

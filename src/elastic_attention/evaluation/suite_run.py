@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ElasticAttentionError
+from ..models.checkpoint import CONFIG_FILE, STATIC_FILE, WEIGHTS_FILE
 from ..records import Record, build_record
 from ..tasks.packages import sha256_of
 from ..tasks.suite import Suite, has_chat_template
@@ -21,7 +23,6 @@ from .session import Base, describe_device, measure_peak_bytes
 from .sharding import is_launched, wait_for_others
 from .suite_summary import summarize_run
 
-ROUTER_FILE = "elastic_routers.safetensors"
 # Rows of a batch share a forward on a GPU; a CPU computes row by row anyway.
 BATCH_TOKENS = {"cuda": 131_072, "cpu": 1}
 
@@ -36,13 +37,27 @@ class Routing:
 
     def describe(self) -> dict[str, Any]:
         """With a checksum, so that a folder with new routers is another run."""
-        file = Path(self.routers or "") / ROUTER_FILE
         return {
             "routers": self.routers,
-            "sha256": sha256_of(file) if self.routers and file.is_file() else None,
+            "sha256": digest_adapter(self.routers),
             "backend": self.backend,
             "budget": self.budget,
         }
+
+
+def digest_adapter(folder: str | None) -> str | None:
+    """A checksum of the files of an adapter or a mask; None where there is no such folder here."""
+    files = [Path(folder or "") / name for name in (CONFIG_FILE, WEIGHTS_FILE, STATIC_FILE)]
+    found = [sha256_of(file) for file in files if folder and file.is_file()]
+    return hashlib.sha256(" ".join(found).encode()).hexdigest() if found else None
+
+
+def fingerprint_weights(model: Any) -> str:
+    """A checksum of a few values of every parameter: a folder whose model was trained further holds another model."""
+    import torch
+
+    few = [values.detach().reshape(-1)[:: max(1, values.numel() // 64)].float().cpu() for values in model.parameters()]
+    return hashlib.sha256(torch.cat(few).numpy().tobytes()).hexdigest()[:16]
 
 
 def make_plan(
@@ -94,6 +109,16 @@ def evaluate_suite(
     """
     from torch import OutOfMemoryError
 
+    # A retrained adapter in the same folder answers differently, so it is another run.
+    adapters = {method.label: digest_adapter(method.folder) for method in plan.methods if method.folder}
+
+    identity = {
+        "model": base.describe(),
+        "weights": fingerprint_weights(base.model),
+        "routing": routing.describe(),
+        "adapters": adapters,
+    }
+
     def run(tell: Callable[[str], None]) -> list[Line] | None:
         return run_plan(
             plan,
@@ -101,7 +126,7 @@ def evaluate_suite(
             base.model,
             base.tokenizer,
             output,
-            identity={"model": base.describe(), "routing": routing.describe()},
+            identity=identity,
             shard=shard,
             workers=workers,
             routers=routing.routers,
@@ -126,7 +151,7 @@ def evaluate_suite(
     metrics = summarize_run(plan, suite, lines) | {"has_chat_template": has_chat_template(base.tokenizer)}
     return build_record(
         "eval",
-        config={"plan": plan, "routing": routing.describe()},
+        config={"plan": plan, "routing": routing.describe(), "adapters": adapters},
         model=base.describe(),
         data={"suite": suite.name, **suite.describe()},
         device=describe_device(base.device),

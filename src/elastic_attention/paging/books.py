@@ -5,8 +5,8 @@ Shape letters: B batch, G KV heads, R = B * G rows.
 
 from collections.abc import Sequence
 
-from ..errors import CacheDepthError
 from ..patterns import StreamingPattern
+from ..patterns.cropping import count_evicted_after_crop
 
 
 class RowBooks:
@@ -78,21 +78,9 @@ class RowBooks:
         Raises:
             CacheDepthError: rings no longer hold the window of an earlier position; nothing has changed.
         """
-        evicted = list(self.evicted)
-        for b in self._ring_sequences:
-            n = self.lengths[b] - counts[b]
-            if n <= self.pattern.config.num_sink_tokens:
-                evicted[b] = 0  # everything that was dropped lies behind the cut
-                continue
-            # The next query stands at position n, so it needs what a sequence of n + 1 tokens holds.
-            allowed = self.pattern.count_evicted(n + 1)
-            if counts[b] and evicted[b] > allowed:
-                raise CacheDepthError(
-                    f"Cropping {counts[b]} of {self.lengths[b]} tokens goes behind the window: sparse heads dropped "
-                    f"{evicted[b]} tokens, at {n} tokens no more than {allowed} may be gone. Crop fewer tokens "
-                    "or attach with decode='full'."
-                )
-        self.evicted = evicted
+        self.evicted = count_evicted_after_crop(
+            self.pattern, self.lengths, self.evicted, counts, evicting=self._ring_sequences
+        )
         self.lengths = [n - c for n, c in zip(self.lengths, counts, strict=True)]
 
     def select(self, indices: Sequence[int]) -> list[int]:

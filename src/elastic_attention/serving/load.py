@@ -93,10 +93,13 @@ class ServerClient:
         body = {"model": self.model, "prompt": prompt, "max_tokens": new_tokens, "temperature": 0, "stream": True}
         body |= {"stream_options": {"include_usage": True}, "vllm_xargs": {ROUTES: WAYS[way]}}
         parts = urlsplit(self._url)
-        connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=self._timeout)
+        connect = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        connection = connect(parts.hostname or "", parts.port, timeout=self._timeout)
         started = time.perf_counter()
         try:
-            connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
+            connection.request(
+                "POST", f"{parts.path}/v1/completions", json.dumps(body), {"Content-Type": "application/json"}
+            )
             response = connection.getresponse()
             if response.status != 200:
                 raise ElasticAttentionError(
@@ -116,6 +119,10 @@ class ServerClient:
                 last = time.perf_counter() - started
                 first = first or last
             usage = event.get("usage") or usage
+        if not usage["completion_tokens"]:
+            raise ElasticAttentionError(f"{self._url} sent no answer; see its log.")
+        last = last or time.perf_counter() - started  # tokens without a text, such as an end mark alone
+        first = first or last
         return Timing(
             prompt_tokens=usage["prompt_tokens"], new_tokens=usage["completion_tokens"], first=first, last=last
         )

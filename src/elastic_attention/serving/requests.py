@@ -51,9 +51,16 @@ def read_route_request(
     if unknown := sorted(set(given) - {ROUTES, BUDGET}):
         raise ValueError(f"{', '.join(unknown)} is unknown; use {ROUTES} and {BUDGET}.")
     number = given.get(BUDGET, budget)
-    if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
-        raise ValueError(f"{BUDGET}={number!r} is no finite number; 0 is what training found, larger is sparser.")
+    if isinstance(number, bool) or not isinstance(number, int | float) or not _is_finite(number):
+        raise ValueError(f"{BUDGET}={number!r:.60} is no finite number; 0 is what training found, larger is sparser.")
     return RouteRequest(routes=_read_routes(given.get(ROUTES, "auto"), config), budget=float(number))
+
+
+def _is_finite(number: float) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # an int that no float holds
+        return False
 
 
 def _read_routes(value: Any, config: ElasticConfig) -> Tensor | None:

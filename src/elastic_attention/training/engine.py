@@ -221,7 +221,7 @@ class Engine:
 
     def count(self, number: int) -> int:
         """Sum of a number over the ranks."""
-        return int(self.total(torch.tensor(number, device=self.device)))
+        return int(self.total(torch.tensor(number, dtype=torch.float64, device=self.device)))
 
     def agree(self, wish: bool) -> bool:
         """Does any rank wish it? The same answer on each."""

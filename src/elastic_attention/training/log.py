@@ -1,6 +1,7 @@
 """Curves of a run: JSON lines, which survive a resume, and TensorBoard where it is installed."""
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ class TrainingLog:
     def __init__(self, folder: Path, finished: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / FILE
-        kept = [line for line in self._read() if json.loads(line)["step"] <= finished]
+        kept = [line for line in self._read() if _step_of(line) <= finished]
         write_file(self.path, "".join(f"{line}\n" for line in kept))
         self._stream = self.path.open("a", encoding="utf-8")
         self._board = _open_board(folder, finished)
@@ -30,8 +31,7 @@ class TrainingLog:
     def _read(self) -> list[str]:
         if not self.path.exists():
             return []
-        lines = self.path.read_text(encoding="utf-8").splitlines()
-        return [line for line in lines if line.endswith("}")]  # a killed run may leave half a line
+        return self.path.read_text(encoding="utf-8").splitlines()
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Log the numbers of a step; nested dictionaries become curves of one chart.
@@ -60,6 +60,13 @@ class TrainingLog:
         self._stream.close()
         if self._board is not None:
             self._board.close()
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except ValueError:  # a killed run may leave half a line
+        return math.inf
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, float]:

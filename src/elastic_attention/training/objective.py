@@ -31,7 +31,7 @@ class IntervalConstraint(Constraint):
     """Interval of each category (Elastic Attention, Eq. 8 and 9, with an interval in place of one target).
 
     Penalty multiplier_linear * d + multiplier_quadratic * d^2, d = distance of the MSR to its category's interval.
-    The multipliers start at 0 and stay >= 0. Inside the interval d = 0 and they rest.
+    The multipliers start at 0 and stay >= 0. Inside the interval, its edges included, d = 0 and nothing is pushed.
     """
 
     def __init__(self, intervals: "dict[str, Interval]") -> None:
@@ -57,7 +57,8 @@ class IntervalConstraint(Constraint):
         if missing := sorted(set(categories) - set(self.categories)):
             raise KeyError(f"categories {missing} have no interval; add them to [intervals] of the recipe.")
         index = torch.tensor([self.categories.index(c) for c in categories], device=msr.device)
-        distance = (self.low[index] - msr).clamp(min=0) + (msr - self.high[index]).clamp(min=0)
+        # Not clamp: its gradient at 0 is 1, and would push a sample off the edge of the interval that it may stand on.
+        distance = torch.relu(self.low[index] - msr) + torch.relu(msr - self.high[index])
         return self.multiplier_linear[index] * distance + self.multiplier_quadratic[index] * distance**2
 
     @torch.no_grad()

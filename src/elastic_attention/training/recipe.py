@@ -163,9 +163,12 @@ class OptimizerConfig:
     """AdamW on the routes with warm-up and cosine decay; Adam ascent on the multipliers, without decay or clipping.
 
     Attributes:
+        betas: of AdamW on the routes.
         weight_decay: of the matrices of routers; biases, masks and multipliers have none.
         warmup_ratio: share of the steps until the rate is full.
         final_ratio: of the full rate, at the end.
+        max_grad_norm: gradients of the routes are scaled down to it; inf = never.
+        multiplier_learning_rate: constant.
     """
 
     learning_rate: float = 2e-3
@@ -176,6 +179,19 @@ class OptimizerConfig:
     max_grad_norm: float = 1.0
     multiplier_learning_rate: float = 3e-2
 
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "max_grad_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"optimizer.{name}={getattr(self, name)} must be above 0.")
+        for name in ("weight_decay", "multiplier_learning_rate"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"optimizer.{name}={getattr(self, name)} must be at least 0.")
+        for name in ("warmup_ratio", "final_ratio"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"optimizer.{name}={getattr(self, name)} must be a ratio in [0, 1].")
+        if len(self.betas) != 2 or not all(0.0 <= beta < 1.0 for beta in self.betas):
+            raise ValueError(f"optimizer.betas={list(self.betas)} must be two numbers in [0, 1).")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TemperatureConfig:
@@ -184,6 +200,12 @@ class TemperatureConfig:
     start: float = 1.5
     end: float = 0.4
     ratio: float = 0.6
+
+    def __post_init__(self) -> None:
+        if not (self.start > 0 and self.end > 0 and 0.0 <= self.ratio <= 1.0):
+            raise ValueError(
+                f"temperature.start={self.start} and end={self.end} must be above 0, ratio={self.ratio} in [0, 1]."
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

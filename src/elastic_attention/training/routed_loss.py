@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import IterableDataset
+from torch.utils.data import IterableDataset, get_worker_info
 
+from ..errors import RecipeError
 from .data.batch import PackedBatch
 from .data.steps import PackedSteps
 from .engine import Engine
@@ -38,7 +39,7 @@ class RoutedLoss(nn.Module):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Groups for one torch optimiser such as AdamW; it descends on routes and ascends on multipliers."""
         optimizers = self.engine.optimizers.values()
-        names = ("params", "lr", "weight_decay", "maximize")
+        names = ("params", "lr", "betas", "weight_decay", "maximize")
         groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         return [{name: group[name] for name in names} for group in groups if group["params"]]
 
@@ -80,12 +81,22 @@ class RoutedLoss(nn.Module):
 
 
 class PackStream(IterableDataset[dict[str, Any]]):
-    """The packs of all steps in their order, as arguments of `RoutedLoss.forward`; a batch is one pack."""
+    """The packs of all steps in their order, as arguments of `RoutedLoss.forward`; a batch is one pack.
+
+    Raises:
+        RecipeError: on reading, several workers of a loader share it; each of them would read all packs.
+    """
 
     def __init__(self, steps: PackedSteps) -> None:
         self.steps = steps
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
+        worker = get_worker_info()
+        if worker is not None and worker.num_workers > 1:
+            raise RecipeError(
+                f"{worker.num_workers} workers would each read all packs; set dataloader_num_workers (or num_workers) "
+                "to 0 or 1."
+            )
         for step in range(len(self.steps)):
             for pack in self.steps[step]:
                 yield {"pack": pack, "step": step}

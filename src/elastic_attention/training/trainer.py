@@ -77,8 +77,8 @@ class _Run:
         )
         check_fit(engine.model, self.data)
         self.identity = fingerprint(recipe, self.data.corpus.identity)
+        self.heldout = self._read_heldout()  # now, so that what is wrong with it is said before the first step
         engine.check_same(self.identity)
-        self._heldout: list[PackedBatch] | None = None
 
     def execute(self, max_seconds: float | None) -> dict[str, Any]:
         start, began, tokens = self._resume(), time.monotonic(), 0
@@ -100,7 +100,8 @@ class _Run:
                             log.sync()
                             self._save(done)
                     if is_stopped:
-                        _logger.warning("Stopped after %d of %d steps: %s. Run it again to go on.", done, total, reason)
+                        why = reason or "another process was asked to stop"
+                        _logger.warning("Stopped after %d of %d steps: %s. Run it again to go on.", done, total, why)
                         break
             except TrainingDiverged:  # its step was not taken, so nothing is lost
                 if log is not None:
@@ -139,14 +140,14 @@ class _Run:
     def _is_due(self, every: int, done: int) -> bool:
         return bool(every) and done % every == 0 and done < self.recipe.steps
 
-    def _validate(self) -> dict[str, Any] | None:
+    def _read_heldout(self) -> list[PackedBatch]:
         recipe = self.recipe
         if not recipe.data.packs.has_heldout:
-            return None
-        if self._heldout is None:
-            count = recipe.validation_samples
-            self._heldout = list(read_heldout(recipe.data, self.tokenizer, seed=recipe.seed, per_task=count))
-        return validate(self.engine, self._heldout)
+            return []
+        return list(read_heldout(recipe.data, self.tokenizer, seed=recipe.seed, per_task=recipe.validation_samples))
+
+    def _validate(self) -> dict[str, Any] | None:
+        return validate(self.engine, self.heldout) if self.heldout else None
 
     def _save(self, step: int) -> None:
         save_checkpoint(self.output, self.identity, step, self.engine.state(), self.engine.optimizers)

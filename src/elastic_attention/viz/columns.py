@@ -96,7 +96,7 @@ EVAL_UNSHOWN = {"method", "target", "decode", "routes"}
 
 def pick_columns(rows: Sequence[Mapping[str, Any]]) -> list[Column]:
     """Columns for `rows`: those of an evaluation where rows have a label and a score, those of the demo where they
-    name a task, and one more for each key that is not covered.
+    name a task without a length or a reason, and one more for each key that is not covered.
 
     An optional column appears only if a row has its key.
     """
@@ -106,7 +106,7 @@ def pick_columns(rows: Sequence[Mapping[str, Any]]) -> list[Column]:
         covered = {column.key for column in EVAL_COLUMNS} | EVAL_UNSHOWN
         shown[0] = replace(shown[0], kind="name")
         return shown + [_guess_column(key, rows) for key in keys if key not in covered]
-    if "task" not in keys or "reason" in keys:
+    if "task" not in keys or {"length", "reason"} & set(keys):
         return [_guess_column(key, rows) for key in keys]
     known = [column for column in DEMO_COLUMNS if column.key in keys or not column.is_optional]
     named = {column.key for column in DEMO_COLUMNS}

@@ -146,12 +146,19 @@ def _list_other_metrics(record: Mapping[str, Any]) -> dict[str, str]:
     return {name.replace("_", " ").capitalize(): format_text(metrics[name]) for name in names if metrics[name]}
 
 
+HEADINGS = {
+    "rows": "Row by row",
+    "mastered_rows": "Where dense scores .50 or more",
+    "mastered": "These are the tasks where it does",
+}
+
+
 def _build_tables(record: Mapping[str, Any]) -> list[TableView]:
     """One table for `metrics.rows` and for each other list of rows among the metrics."""
     named = {name: list_rows(record, name) for name in record.get("metrics", {})}
     return [
         TableView(
-            heading="Row by row" if name == "rows" else name.replace("_", " ").capitalize(),
+            heading=HEADINGS.get(name) or name.replace("_", " ").capitalize(),
             columns=pick_columns(rows),
             rows=rows,
         )

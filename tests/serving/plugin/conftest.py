@@ -1,8 +1,10 @@
 """Engines of vLLM's CPU build on a tiny random Qwen3, and the transformers path beside them."""
 
+import importlib.util
 import os
 
 import pytest
+from served_models import Engines, make_folder
 
 for name, value in {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine runs in this process, so that tests can look inside
@@ -14,9 +16,19 @@ for name, value in {
 }.items():
     os.environ.setdefault(name, value)
 
-pytest.importorskip("vllm", reason="the serving environment has vLLM: make test-serving")
 
-from served_models import Engines, make_folder  # noqa: E402
+class _Skipped(pytest.Module):
+    """A test file whose imports need vLLM."""
+
+    def collect(self):
+        pytest.skip("the serving environment has vLLM: make test-serving", allow_module_level=True)
+
+
+def pytest_pycollect_makemodule(module_path, parent):
+    """Skip every file here where vLLM is missing; a skip of this conftest would stop pytest itself."""
+    if importlib.util.find_spec("vllm") is None:
+        return _Skipped.from_parent(parent, path=module_path)
+    return None
 
 
 @pytest.fixture(scope="session")

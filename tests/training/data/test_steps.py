@@ -1,5 +1,7 @@
 import dataclasses
 import logging
+import pickle
+from multiprocessing.reduction import ForkingPickler
 
 import pytest
 import torch
@@ -67,6 +69,13 @@ def test_workers_change_nothing(tmp_path, workers):
     once = list(stream_steps(make_steps(tmp_path), 0))
     assert same(stream_steps(make_steps(tmp_path, workers=workers), 0), once)
     assert same(stream_steps(make_steps(tmp_path, workers=workers), 4), once[4:])
+
+
+def test_packs_of_workers_hold_no_files_open(tmp_path):
+    pack = make_steps(tmp_path)[0][0]
+    sent = ForkingPickler.dumps(pack)
+    assert pack.input_ids.numpy().tobytes() in bytes(sent)  # not a handle of shared memory, of which there are few
+    assert fields_of(pickle.loads(sent)) == fields_of(pack)
 
 
 @pytest.mark.parametrize("world_size", [2, 4])

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import multiprocessing
 import os
+import signal
 import time
 
 import torch
@@ -199,3 +200,20 @@ def differ(rank, folder, recipes, make_parts):
     except ElasticAttentionError as error:
         return {"error": type(error).__name__, "message": str(error)}
     return {}
+
+
+def stop_second(rank, folder, recipe, make_parts):
+    """The second process alone is asked to stop, in the second step; then both go on."""
+    accumulate = ParallelEngine.accumulate
+
+    def interrupted(self, batch):
+        accumulate(self, batch)
+        if rank == 1 and self.step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    ParallelEngine.accumulate = interrupted
+    try:
+        first = train_on_ranks(recipe, folder / "stopped", **make_parts())
+    finally:
+        ParallelEngine.accumulate = accumulate
+    return [first["steps"], train_on_ranks(recipe, folder / "stopped", **make_parts())["steps"]]

@@ -4,7 +4,7 @@ import dataclasses
 import json
 
 import torch
-from rank_jobs import Pair, differ, lose_one, train_twice
+from rank_jobs import Pair, differ, lose_one, stop_second, train_twice
 from safetensors.torch import load_file
 from tiny_runs import make_recipe, parts
 
@@ -38,6 +38,10 @@ def test_resumed_run_is_the_whole_run(pair, tmp_path):
     for name, tensor in load_file(tmp_path / "first" / FILE).items():
         if name.startswith("source/"):
             torch.testing.assert_close(tensor, whole[name], rtol=0, atol=TOLERANCE * float(whole[name].abs().max()))
+
+
+def test_one_process_that_is_asked_to_stop_stops_all(pair, tmp_path):
+    assert pair.run(stop_second, tmp_path, make_recipe(tmp_path), parts) == [[2, 4], [2, 4]]
 
 
 def test_processes_with_other_data_are_refused(pair, tmp_path):

@@ -53,5 +53,21 @@ def find_method(method: Method) -> MethodKind:
 
 
 def settle_method(method: Method) -> Method:
-    """The method with the decoding that it prescribes itself; errors as `find_method`."""
-    return replace(method, decode=find_method(method).decode or method.decode)
+    """The method with the decoding that it prescribes itself.
+
+    Raises:
+        ElasticAttentionError: as `find_method`, or a folder or target that the method has no use for.
+    """
+    kind = find_method(method)
+    takes_folder = kind.needs in ("adapter", "mask") or method.name == "routed"
+    if method.folder and not takes_folder:
+        raise ElasticAttentionError(
+            f"method {method.name!r} reads no folder, but {method.folder} is named; leave it out, or write "
+            f"routed={method.folder} or static={method.folder}."
+        )
+    if method.target is not None and not (takes_folder or kind.needs == "target"):
+        raise ElasticAttentionError(
+            f"method {method.name!r} has no share of sparse heads to choose; leave @{method.target:g} out, or write "
+            f"random@{method.target:g}."
+        )
+    return replace(method, decode=kind.decode or method.decode)

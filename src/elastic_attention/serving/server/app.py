@@ -10,10 +10,11 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from ..requests import read_route_request
 from .body import BodyLimit
-from .engine import AnswerEngine, Ending, Job, ServerBusy
+from .engine import Answer, AnswerEngine, AnswerFailed, Ending, Job, ServerBusy
 from .metrics import ServerMetrics
 from .replies import Reply, make_error
 from .schema import ChatRequest, CompletionRequest
@@ -35,7 +36,7 @@ def build_app(engine: AnswerEngine, *, name: str, metrics: ServerMetrics, budget
         budget: where a request names none.
     """
     app = FastAPI(title="elastic-attention", docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(BodyLimit, max_bytes=engine.limits.max_body_bytes)
+    app.add_middleware(BodyLimit, limits=engine.limits, note_refusal=metrics.note_refusal)
     _add_refusals(app, metrics)
     checks = _Checks(engine, name, budget)
 
@@ -70,16 +71,31 @@ def build_app(engine: AnswerEngine, *, name: str, metrics: ServerMetrics, budget
     ) -> Response:
         job = checks.make_job(body, prompt, max_tokens)
         form = Reply(model=name, is_chat=isinstance(body, ChatRequest), prompt_tokens=len(prompt))
-        pieces = _count(engine.start(job), metrics)
+        answer = engine.start(job)
+        pieces = _count(answer.listen(), metrics)
         if body.stream:
             include_usage = body.stream_options is not None and body.stream_options.include_usage
-            return StreamingResponse(form.stream(pieces, include_usage=include_usage), media_type="text/event-stream")
-        gathered = await _gather(pieces, request, job)
+            return _AnswerResponse(answer, form.stream(pieces, include_usage=include_usage))
+        gathered = await _gather(pieces, request)
         if gathered is None:
             return Response(status_code=499)  # nobody reads it
         return JSONResponse(form.whole(*gathered))
 
     return app
+
+
+class _AnswerResponse(StreamingResponse):
+    """A stream that abandons its answer even where the client left before the stream began."""
+
+    def __init__(self, answer: Answer, events: AsyncIterator[str]) -> None:
+        super().__init__(events, media_type="text/event-stream")
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._answer.abandon()
 
 
 class _Checks:
@@ -139,7 +155,7 @@ class _Checks:
         )
 
 
-async def _gather(pieces: AsyncIterator[str | Ending], request: Request, job: Job) -> tuple[str, Ending] | None:
+async def _gather(pieces: AsyncIterator[str | Ending], request: Request) -> tuple[str, Ending] | None:
     """The whole answer; None where the client left before it was there."""
 
     async def watch() -> None:
@@ -187,7 +203,7 @@ async def _count(pieces: AsyncIterator[str | Ending], metrics: ServerMetrics) ->
 
 def _add_refusals(app: FastAPI, metrics: ServerMetrics) -> None:
     def refuse(message: str, status: int, code: str | None = None, kind: str = "invalid_request_error") -> JSONResponse:
-        metrics.requests.labels("refused").inc()
+        metrics.note_refusal()
         headers = {"Retry-After": "1"} if status == 429 else None
         return JSONResponse(make_error(message, kind=kind, code=code), status, headers)
 
@@ -208,6 +224,12 @@ def _add_refusals(app: FastAPI, metrics: ServerMetrics) -> None:
     async def on_http(request: Request, error: HTTPException) -> JSONResponse:
         return refuse(str(error.detail), error.status_code)
 
+    @app.exception_handler(AnswerFailed)
+    async def on_failed_answer(request: Request, error: AnswerFailed) -> JSONResponse:
+        return JSONResponse(make_error(str(error), kind="server_error"), 500)  # counted with its pieces
+
     @app.exception_handler(Exception)
     async def on_failure(request: Request, error: Exception) -> JSONResponse:
-        return refuse(f"{type(error).__name__} while answering; see the server's log.", 500, kind="server_error")
+        metrics.requests.labels("failed").inc()
+        message = f"{type(error).__name__} while answering; see the server's log."
+        return JSONResponse(make_error(message, kind="server_error"), 500)

@@ -1,52 +1,67 @@
-"""Turning away bodies that are too large before they are in memory."""
+"""Turning away bodies that are too large before they are in memory, and bodies that never end."""
 
+import asyncio
 import json
+from collections.abc import Callable
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .limits import ServerLimits
 from .replies import make_error
 
 
 class BodyLimit:
-    """ASGI middleware: status 413 for a body of more than `max_bytes`, announced or not."""
+    """ASGI middleware: status 413 for a body that is too large, announced or not, and 408 for one that is too slow."""
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
-        self._app, self._max_bytes = app, max_bytes
+    def __init__(self, app: ASGIApp, limits: ServerLimits, note_refusal: Callable[[], None]) -> None:
+        self._app, self._limits, self._note_refusal = app, limits, note_refusal
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        max_bytes, max_seconds = self._limits.max_body_bytes, self._limits.max_body_seconds
+        too_large = (413, f"The body has more than {max_bytes} bytes; send less.")
+        too_slow = (408, f"The body was not there after {max_seconds:g} seconds; send it faster.")
         announced = dict(scope["headers"]).get(b"content-length", b"")
-        if announced.isdigit() and int(announced) > self._max_bytes:
-            await self._refuse(send)
+        if announced.isdigit() and int(announced) > max_bytes:
+            await self._refuse(send, *too_large)
             return
-        received, is_refused = 0, False
+        received, is_whole = 0, False
+        refusal: tuple[int, str] | None = None
+        deadline = asyncio.get_running_loop().time() + max_seconds
 
         async def count() -> Message:
-            nonlocal received, is_refused
-            message = await receive()
+            nonlocal received, is_whole, refusal
+            try:
+                async with asyncio.timeout_at(None if is_whole else deadline):
+                    message = await receive()
+            except TimeoutError:
+                refusal = too_slow
+                return {"type": "http.disconnect"}
             received += len(message.get("body", b""))
-            if received > self._max_bytes:
-                is_refused = True
+            is_whole = is_whole or not message.get("more_body", False)
+            if received > max_bytes:
+                refusal = too_large
                 return {"type": "http.disconnect"}
             return message
 
         async def hold(message: Message) -> None:
-            if not is_refused:
+            if refusal is None:
                 await send(message)
 
         try:
             await self._app(scope, count, hold)
         except Exception:
-            if not is_refused:
+            if refusal is None:
                 raise
-        if is_refused:
-            await self._refuse(send)
+        if refusal is not None:
+            await self._refuse(send, *refusal)
 
-    async def _refuse(self, send: Send) -> None:
-        body = json.dumps(make_error(f"The body has more than {self._max_bytes} bytes; send less.")).encode()
+    async def _refuse(self, send: Send, status: int, message: str) -> None:
+        self._note_refusal()
+        body = json.dumps(make_error(message)).encode()
         headers: list[Any] = [(b"content-type", b"application/json"), (b"connection", b"close")]
-        await send({"type": "http.response.start", "status": 413, "headers": headers})
+        await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})

@@ -1,6 +1,8 @@
 """One model, one thread: answers requests one after the other, and lets go of one whose client is gone."""
 
 import asyncio
+import contextlib
+import logging
 import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,9 +18,18 @@ from ..requests import RouteRequest
 from .limits import ServerLimits
 from .text import TextStream
 
+GREEDY_BELOW = 1e-5
+"""A temperature below this is 0: logits over it would not be finite."""
+
+_logger = logging.getLogger(__name__)
+
 
 class ServerBusy(Exception):
     """As many requests as the server takes are under way."""
+
+
+class AnswerFailed(Exception):
+    """The model could not answer; the log says why."""
 
 
 class _Abandoned(Exception):
@@ -96,11 +107,11 @@ class AnswerEngine:
                 f"{self.num_active} requests are under way, this server takes {self.limits.max_requests}; try again."
             )
 
-    def start(self, job: Job) -> AsyncIterator[str | Ending]:
+    def start(self, job: Job) -> "Answer":
         """Begin with a request, or queue it.
 
         Returns:
-            Pieces of text, then how it ended. Leaving early abandons the request.
+            Pieces of text, then how it ended. Leaving early abandons the request, and so does `Answer.abandon`.
 
         Raises:
             ServerBusy: see `admit`.
@@ -117,24 +128,14 @@ class AnswerEngine:
             pieces.put_nowait(result)
 
         def leave(future: Future[Ending | Exception]) -> None:
-            result = ServerBusy("The server is going down.") if future.cancelled() else future.result()
-            loop.call_soon_threadsafe(finish, result)
+            result = _Abandoned() if future.cancelled() else future.result()
+            with contextlib.suppress(RuntimeError):  # the loop is closed, because the server has gone down
+                loop.call_soon_threadsafe(finish, result)
 
         self.num_active += 1
-        self._pool.submit(self._run, job, tell).add_done_callback(leave)
-        return self._listen(job, pieces)
-
-    async def _listen(self, job: Job, pieces: "asyncio.Queue[str | Ending | Exception]") -> AsyncIterator[str | Ending]:
-        try:
-            while True:
-                piece = await pieces.get()
-                if isinstance(piece, Exception):
-                    raise piece
-                yield piece
-                if isinstance(piece, Ending):
-                    return
-        finally:
-            job.is_abandoned.set()
+        future = self._pool.submit(self._run, job, tell)
+        future.add_done_callback(leave)
+        return Answer(job, future, pieces)
 
     def _check_client(self, module: Any, args: Any) -> None:
         if self._current is not None and self._current.is_abandoned.is_set():
@@ -146,8 +147,12 @@ class AnswerEngine:
         self._current = job
         try:
             return self._generate(job, tell)
+        except _Abandoned:
+            # A new one: the one that was raised holds the frames of `generate`, and with them the request's cache.
+            return _Abandoned()
         except Exception as error:
-            return error
+            _logger.exception("An answer failed.")
+            return AnswerFailed(f"{type(error).__name__} while answering; see the server's log.")
         finally:
             self._current = None
 
@@ -155,11 +160,13 @@ class AnswerEngine:
         handle, model = self.handle, self.handle.model
         handle.budget = job.routes.budget
         handle.set_routes(job.routes.routes)
-        if job.seed is not None:
+        if job.seed is None:
+            torch.seed()  # else it would go on from the seed of the request before
+        else:
             torch.manual_seed(job.seed)
         text = TextStream(self.tokenizer, job.stops)
         ids = torch.tensor([job.prompt], device=model.device)
-        is_greedy = job.temperature == 0
+        is_greedy = job.temperature < GREEDY_BELOW
         try:
             with torch.inference_mode():
                 model.generate(
@@ -186,6 +193,37 @@ class AnswerEngine:
     def _list_ends(self) -> list[int]:
         ends = self.handle.model.generation_config.eos_token_id
         return [ends] if isinstance(ends, int) else list(ends or [])
+
+
+class Answer:
+    """One answer on its way."""
+
+    def __init__(
+        self, job: Job, future: "Future[Ending | Exception]", pieces: "asyncio.Queue[str | Ending | Exception]"
+    ) -> None:
+        self._job, self._future, self._pieces = job, future, pieces
+
+    def abandon(self) -> None:
+        """Nobody listens any more. A request that waits gives its place up at once."""
+        self._job.is_abandoned.set()
+        self._future.cancel()
+
+    async def listen(self) -> AsyncIterator[str | Ending]:
+        """Pieces of text, then how it ended.
+
+        Raises:
+            AnswerFailed: the model could not.
+        """
+        try:
+            while True:
+                piece = await self._pieces.get()
+                if isinstance(piece, Exception):
+                    raise piece
+                yield piece
+                if isinstance(piece, Ending):
+                    return
+        finally:
+            self.abandon()
 
 
 class _Streamer:

@@ -12,6 +12,7 @@ class ServerLimits:
         context: prompt and answer together, tokens.
         max_new_tokens: longest answer, tokens; also what a request gets that names no length.
         max_body_bytes: largest body of a request.
+        max_body_seconds: how long a client may take to send its body.
         max_requests: requests that are answered or wait at the same time; more are turned away with status 429.
 
     Raises:
@@ -21,9 +22,10 @@ class ServerLimits:
     context: int
     max_new_tokens: int = 4096
     max_body_bytes: int = 8 << 20
+    max_body_seconds: float = 60.0
     max_requests: int = 16
 
     def __post_init__(self) -> None:
         for item in dataclasses.fields(self):
-            if getattr(self, item.name) < 1:
-                raise ValueError(f"{item.name}={getattr(self, item.name)} must be at least 1.")
+            if getattr(self, item.name) <= 0:
+                raise ValueError(f"{item.name}={getattr(self, item.name)} must be positive.")

@@ -22,6 +22,10 @@ class ServerMetrics:
         self.first_token = Histogram("elastic_first_token_seconds", "Time to the first text.", buckets=SECONDS, **made)
         self.routes = RouteMetrics(self.registry)
 
+    def note_refusal(self) -> None:
+        """Count a request that was turned away."""
+        self.requests.labels("refused").inc()
+
     def note_report(self, report: dict[str, Any], new_tokens: int) -> None:
         """Count a finished answer."""
         self.prompt_tokens.inc(report["prompt_tokens"])

@@ -1,7 +1,6 @@
 """The bodies of the replies, in OpenAI's form."""
 
 import json
-import logging
 import secrets
 import time
 from collections.abc import AsyncIterator
@@ -9,9 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..report import KEY
-from .engine import Ending
+from .engine import AnswerFailed, Ending
 
-_logger = logging.getLogger(__name__)
+MOST_SAID = 1000
+"""Characters of a refusal; what a client sent is not sent back as a whole."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,9 +46,8 @@ class Reply:
                 yield self._event(self._delta({} if self.is_chat else "", reason=piece.reason) | self._facts(piece))
                 if include_usage:
                     yield self._event(self._frame("chat.completion.chunk", []) | {"usage": self._usage(piece)})
-        except Exception:  # the status was sent long ago, so the stream itself has to say it
-            _logger.exception("An answer failed while it was streamed.")
-            yield self._event(make_error("The answer failed; see the server's log.", kind="server_error"))
+        except AnswerFailed as error:  # the status was sent long ago, so the stream itself has to say it
+            yield self._event(make_error(str(error), kind="server_error"))
         yield "data: [DONE]\n\n"
 
     def _delta(self, said: Any, reason: str | None = None) -> dict[str, Any]:
@@ -82,5 +81,7 @@ class Reply:
 
 
 def make_error(message: str, *, kind: str = "invalid_request_error", code: str | None = None) -> dict[str, Any]:
-    """The body of a refusal."""
+    """The body of a refusal; a message that quotes half of a character is sent all the same."""
+    shown = message if len(message) <= MOST_SAID else f"{message[:MOST_SAID]}…"
+    message = shown.encode(errors="replace").decode()
     return {"error": {"message": message, "type": kind, "param": None, "code": code}}

@@ -2,9 +2,17 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-Stop = str | Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=16)]
+
+def _check_text(text: str) -> str:
+    text.encode()  # JSON can carry halves of characters, which no tokenizer takes; pydantic reports the ValueError
+    return text
+
+
+Text = Annotated[str, AfterValidator(_check_text)]
+StopText = Annotated[Text, Field(max_length=1000)]
+Stop = StopText | Annotated[list[Annotated[StopText, Field(min_length=1)]], Field(max_length=16)]
 
 
 class StreamOptions(BaseModel):
@@ -21,7 +29,7 @@ class _Sampling(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    model: str
+    model: Text
     max_tokens: int | None = Field(None, ge=1)
     temperature: float = Field(1.0, ge=0.0, le=2.0)
     top_p: float = Field(1.0, gt=0.0, le=1.0)
@@ -33,7 +41,15 @@ class _Sampling(BaseModel):
     n: Literal[1] | None = None
     frequency_penalty: Literal[0] | None = None
     presence_penalty: Literal[0] | None = None
-    vllm_xargs: dict[str, str | int | float] | None = Field(None, description="elastic_routes, elastic_budget")
+    vllm_xargs: dict[Text, Text | int | float] | None = Field(None, description="elastic_routes, elastic_budget")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_nulls(cls, data: Any) -> Any:
+        """`null` is the default of every option, as in OpenAI's API."""
+        if not isinstance(data, dict):
+            return data
+        return {key: value for key, value in data.items() if value is not None or key not in cls.model_fields}
 
     def list_stops(self) -> list[str]:
         """The strings that end an answer."""
@@ -44,7 +60,7 @@ class _Sampling(BaseModel):
 class CompletionRequest(_Sampling):
     """Body of /v1/completions; the prompt is a text or its token ids."""
 
-    prompt: str | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    prompt: Text | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
     echo: Literal[False] | None = None
     logprobs: None = None
     best_of: Literal[1] | None = None
@@ -56,7 +72,7 @@ class TextPart(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class Message(BaseModel):
@@ -65,7 +81,7 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: Text | list[TextPart]
     name: str | None = None
 
     def plain(self) -> dict[str, str]:

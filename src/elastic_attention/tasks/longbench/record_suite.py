@@ -98,7 +98,7 @@ class RecordSuite(ABC):
         """Records of the task's file, counted from 0; `seed` changes nothing.
 
         Raises:
-            DataError: `length` leaves no room for a prompt, or the file cannot be read.
+            DataError: the file cannot be read.
         """
         records = load_records(self.find(task))
         for index in indexes:
@@ -108,14 +108,18 @@ class RecordSuite(ABC):
                 yield Skipped(task=task, index=index, length=length, reason=f"{place}: {fault}; repair or remove it.")
                 continue
             facts = self.describe_sample(task, record)
-            prompt, ids = fit_prompt(
-                self.write_prompt(task, record),
-                tokenizer,
-                task=task,
-                length=length,
-                max_new_tokens=facts["max_new_tokens"],
-                is_chat=self.is_chat(task),
-                max_prompt_tokens=self.max_prompt_tokens,
-                is_joined=self.is_joined,
-            )
+            try:
+                prompt, ids = fit_prompt(
+                    self.write_prompt(task, record),
+                    tokenizer,
+                    task=task,
+                    length=length,
+                    max_new_tokens=facts["max_new_tokens"],
+                    is_chat=self.is_chat(task),
+                    max_prompt_tokens=self.max_prompt_tokens,
+                    is_joined=self.is_joined,
+                )
+            except DataError as error:
+                yield Skipped(task=task, index=index, length=length, reason=f"{place}: {error}")
+                continue
             yield SuiteSample(task=task, index=index, length=length, prompt=prompt, prompt_ids=tuple(ids), **facts)

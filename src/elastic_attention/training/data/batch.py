@@ -65,6 +65,11 @@ class PackedBatch:
             values[name] = value.to(device) if isinstance(value, Tensor) else value
         return PackedBatch(**values)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By value. Torch sends each tensor as an open file, and the steps that workers read ahead have thousands.
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return _restore, ({k: v.numpy() if isinstance(v, Tensor) else v for k, v in values.items()},)
+
     def token_weights(self) -> Tensor:
         """(N,) float32: with a cross-entropy a token, their product sums to the step's weighted loss of this pack.
 
@@ -76,12 +81,21 @@ class PackedBatch:
 
     def average_samples(self, values: Tensor) -> Tensor:
         """Mean of `values` (N,) over the tokens of each sample that count, (S,); the others must be 0."""
-        return torch.segment_reduce(values, "sum", lengths=self.cu_seqlens.diff().long()) / self.count_targets()
+        return self.sum_samples(values) / self.count_targets()
+
+    def sum_samples(self, values: Tensor) -> Tensor:
+        """Sum of `values` (N,) over the tokens of each sample, (S,)."""
+        return torch.segment_reduce(values, "sum", lengths=self.cu_seqlens.diff().long())
 
     def count_targets(self) -> Tensor:
         """(S,) float32, tokens of each sample that count, at least 1."""
         is_counted = (self.targets != IGNORED).float()  # whole numbers: exact up to 2^24 tokens
         return torch.segment_reduce(is_counted, "sum", lengths=self.cu_seqlens.diff().long()).clamp(min=1)
+
+
+def _restore(values: dict[str, Any]) -> PackedBatch:
+    tensors = {name: torch.from_numpy(value) for name, value in values.items() if isinstance(value, np.ndarray)}
+    return PackedBatch(**(values | tensors))
 
 
 def join_samples(samples: Sequence[PackedSample], *, loss_on: str = "response") -> PackedBatch:

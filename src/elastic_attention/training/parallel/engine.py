@@ -81,9 +81,9 @@ class ParallelEngine(Engine):
                 "same files."
             )
 
-    def is_any(self, flag: bool) -> bool:
-        """Does any process say so? The same answer on each."""
-        return self.ranks.agree(flag)
+    def agree(self, wish: bool) -> bool:
+        """Does any process wish it? The same answer on each."""
+        return self.ranks.agree(wish)
 
     def start_step(self, step: int) -> None:
         """As in `Engine`.

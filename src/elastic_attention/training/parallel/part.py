@@ -26,12 +26,13 @@ class PackedPart(PackedBatch):
     target_counts: Tensor
     group: dist.ProcessGroup
 
-    def average_samples(self, values: Tensor) -> Tensor:
-        """Mean of `values` (n,) over the tokens of each whole sample that count, (S,), the same on every process."""
-        share = PackedBatch.average_samples(self, values)
+    def sum_samples(self, values: Tensor) -> Tensor:
+        """Sum of `values` (n,) over the tokens of each whole sample, (S,), the same on every process."""
+        # Before any division, so that counts stay whole numbers and all tokens right is exactly 1.
+        total = PackedBatch.sum_samples(self, values)
         with naming_lost_ranks():
-            dist.all_reduce(share, group=self.group)
-        return share
+            dist.all_reduce(total, group=self.group)
+        return total
 
     def count_targets(self) -> Tensor:
         """(S,) float32, of whole samples."""

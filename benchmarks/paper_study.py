@@ -1,0 +1,195 @@
+"""A claim of the papers at the size of small models: train what is missing, ask, and judge. One resumable command each.
+
+    python benchmarks/paper_study.py --list
+    python benchmarks/paper_study.py methods --output runs/paper --json results/paper_methods.json --max-minutes 10
+
+Adapters and answers lie under --output, by recipe and by question, so that claims share them and the same command goes
+on after a kill. The verdict follows from the intervals by a rule that was written before anything ran; until everything
+is answered it is "open". See docs/paper.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from paper_claims import CLAIMS, Claim
+from paper_figures import MEASURES
+from paper_lab import Lab, Scale, TimeUp, find_scale
+from paper_rules import Found
+from paper_statistics import Seeds, estimate, find_mastered, give_verdict, is_robust, is_sensitive, pick
+
+from elastic_attention.evaluation.session import describe_device, measure_peak_bytes, open_base
+from elastic_attention.evaluation.suite_run import BATCH_TOKENS
+from elastic_attention.records import build_record, write_record
+
+ROOT = Path(__file__).parent.parent
+Row = dict[str, Any]
+
+
+def estimate_minutes(claim: Claim, scale: Scale, samples: int, tasks: int = 13) -> tuple[float, int]:
+    """(minutes on one H200 if nothing is there yet, number of trainings); a second of start for each run."""
+    trained = {(e.training, seed) for e in claim.entries if e.training for seed in range(e.seeds)}
+    trained = {key for key in trained if key[0].source != "retrieval_heads"}
+    training = len(trained) * (5 + scale.steps * scale.step_tokens / scale.training_rate)
+    asked = sum(e.seeds for e in claim.entries) * samples * tasks
+    reading = asked * sum(sum(scale.lengths[name]) for name in claim.suites) / scale.reading_rate
+    return (training + reading) / 60, len(trained)
+
+
+def make_rows(answers: dict[str, Seeds]) -> list[Row]:
+    """One row an entry, group of kinds and length: score and ratio to dense with intervals, MSR, ESR, seconds."""
+    rows = []
+    dense = answers.get("dense")
+    mastered = find_mastered(dense) if dense else None
+    lengths = sorted({x.length for lists in answers.values() for lines in lists for x in lines})
+    groups = {"all": lambda line: True, "sensitive": is_sensitive, "robust": is_robust}
+    for name, lists in answers.items():
+        for group, test in groups.items():
+            for length in (None, *lengths):
+
+                def is_wanted(line: Any, test: Any = test, length: int | None = length) -> bool:
+                    return not line.skipped and test(line) and length in (None, line.length)
+
+                own = pick(lists, is_wanted)
+                score = estimate(own, cells=mastered)
+                if score is None:
+                    continue
+                ratio = estimate(own, pick(dense, is_wanted), how="ratio", cells=mastered) if dense else None
+                lines = [line for one in own for line in one]
+                row: Row = {"entry": name, "kinds": group, "length": length, "seeds": len(lists), "n": len(lines)}
+                row |= {f"score_{key}": value for key, value in asdict(score).items()}
+                row |= {f"relative_{key}": value for key, value in asdict(ratio).items()} if ratio else {}
+                for key in ("msr", "esr_prefill", "esr_decode", "seconds"):
+                    values = [v for line in lines if (v := getattr(line, key)) is not None]
+                    row[key] = sum(values) / len(values) if values else None
+                rows.append(row)
+    return rows
+
+
+def judge(claim: Claim, answers: dict[str, Seeds], figures: dict[str, Any], *, is_complete: bool) -> dict[str, Any]:
+    """Verdict and checks; without all answers the verdict is open and nothing is checked."""
+    checks = claim.judge(Found(answers=answers, figures=figures)) if is_complete else []
+    return {
+        "verdict": give_verdict(checks) if is_complete else "open",
+        "rule": claim.rule,
+        "checks": [check.describe() for check in checks],
+    }
+
+
+def study(lab: Lab, name: str, json: Path | None) -> str:
+    """Do what is missing for a claim, keep its record up to date, and return the verdict."""
+    claim, began = CLAIMS[name], time.perf_counter()
+    answers: dict[str, Seeds] = {}
+    figures: dict[str, Any] = {}
+
+    def save(is_complete: bool) -> dict[str, Any]:
+        judged = judge(claim, answers, figures, is_complete=is_complete)
+        metrics = {
+            "rows": make_rows(answers),
+            "title": claim.title,
+            "paper": claim.paper,
+            **judged,
+            "figures": {key: None if value is None else asdict(value) for key, value in figures.items()},
+            "trainings": lab.trainings,
+            "substitutes": {suite: dict(lab.open(suite).substitutes) for suite in claim.suites},
+            "is_complete": is_complete,
+        }
+        record = build_record(
+            f"benchmarks/paper_study.py {name}",
+            config={"scale": asdict(lab.scale), "samples": lab.samples, "entries": [asdict(e) for e in claim.entries]},
+            model=lab.base.describe(),
+            data={suite: lab.open(suite).describe() for suite in claim.suites},
+            device=describe_device(lab.base.device),
+            seed=0,
+            n=sum(len(lines) for lists in answers.values() for lines in lists),
+            metrics=metrics,
+            seconds=time.perf_counter() - began,
+            bytes=measure_peak_bytes(lab.base.device),
+        )
+        if json is not None:
+            write_record(json, record)
+        return judged
+
+    try:
+        for answers in lab.gather(claim):
+            entry = list(answers)[-1]
+            print(f"{name}: {entry}, seed {len(answers[entry]) - 1}, {time.perf_counter() - began:.0f} s", flush=True)
+            save(False)
+        if claim.figures:
+            figures = MEASURES[claim.figures](lab, claim, answers)
+    except TimeUp:
+        save(False)
+        print("Stopped in time; run the same command again to go on.", flush=True)
+        return "open"
+    judged = save(True)
+    for check in judged["checks"]:
+        found = "nothing" if check["value"] is None else "{value:.3f} [{low:.3f}, {high:.3f}]".format(**check)
+        beside = "" if check["counts"] else " (beside)"
+        print(f"  {'holds' if check['holds'] else 'fails'}: {check['check']}: {found}{beside}", flush=True)
+    print(f"{name}: {judged['verdict']}", flush=True)
+    return str(judged["verdict"])
+
+
+def list_claims(scale: Scale, samples: int) -> None:
+    """Print what there is, and about how long it takes."""
+    for name, claim in CLAIMS.items():
+        minutes, trainings = estimate_minutes(claim, scale, samples)
+        print(f"{name:16s} {minutes:5.1f} min alone, {trainings:2d} trainings  {claim.title} ({claim.paper})")
+
+
+def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Options of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("claim", nargs="?", choices=list(CLAIMS))
+    parser.add_argument("--list", action="store_true", help="claims with their cost, and nothing else")
+    parser.add_argument("--model", default="smollm2", help="smollm2, or a folder of Qwen2.5-Coder-0.5B-Instruct")
+    parser.add_argument("--output", type=Path, default=Path("runs/paper"), help="of one model")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--corpora", default=".data/corpora", help="folder of `make data`; '' = texts in the package")
+    parser.add_argument("--samples", type=int, default=40, help="of each task and length")
+    parser.add_argument("--lengths", type=int, nargs="*", help="of all suites; default: of the model's scale")
+    parser.add_argument("--steps", type=int, help="of every training; default: of the model's scale")
+    parser.add_argument("--max-minutes", type=float, default=1e9)
+    parser.add_argument("--batch-tokens", type=int, help="rows times tokens of a batch")
+    parser.add_argument("--workers", type=int, default=0, help="processes that make samples")
+    parser.add_argument("--device")
+    options = parser.parse_args(arguments)
+    if not options.list and options.claim is None:
+        parser.error("name a claim, or --list")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Study one claim; 0 when it has a verdict, 1 while it is open."""
+    options, began = parse_options(arguments), time.monotonic()
+    scale = find_scale(options.model)
+    if options.lengths:
+        scale = dataclasses.replace(scale, lengths=dict.fromkeys(scale.lengths, tuple(options.lengths)))
+    scale = dataclasses.replace(scale, steps=options.steps or scale.steps)
+    if options.list:
+        list_claims(scale, options.samples)
+        return 0
+    base = open_base(options.model, device=options.device)
+    lab = Lab(
+        base=base,
+        scale=scale,
+        recipes=ROOT / "recipes",
+        output=options.output,
+        corpora=options.corpora or None,
+        samples=options.samples,
+        deadline=began + options.max_minutes * 60,
+        batch_tokens=options.batch_tokens or BATCH_TOKENS.get(base.device.type, 1),
+        workers=options.workers,
+    )
+    return int(study(lab, options.claim, options.json) == "open")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -107,21 +107,22 @@ def _mask(name: str, target: float | str, *, seeds: int = 1, source: str = "stat
 
 
 SPOKEN = ("ruler", "almanac")
+TRAINED = (
+    DENSE,
+    FA_SSA,
+    _mask("static", "fa_ssa", seeds=3),
+    FA_XA,
+    _mask("static_on_kind", "fa_ssa/sensitive", seeds=3),
+    _mask("prulong", "fa_ssa", source="hard_concrete"),
+    _mask("duo", "fa_ssa", source="alpha"),
+)
 
 CLAIMS: dict[str, Claim] = {
     "methods": Claim(
         title="Routed heads keep the quality of full attention and beat static masks",
         paper="Elastic, Tab. 1 and 8",
         rule="FA-SSA >= .98 of dense at MSR >= .75, FA-XA >= .99; FA-SSA above each static mask on sensitive kinds",
-        entries=(
-            DENSE,
-            FA_SSA,
-            _mask("static", "fa_ssa", seeds=3),
-            FA_XA,
-            _mask("static_on_kind", "fa_ssa/sensitive", seeds=3),
-            _mask("prulong", "fa_ssa", source="hard_concrete"),
-            _mask("duo", "fa_ssa", source="alpha"),
-        ),
+        entries=TRAINED,
         judge=judge_methods,
     ),
     "training_free": Claim(
@@ -136,15 +137,7 @@ CLAIMS: dict[str, Claim] = {
         paper="Elastic, Tab. 1 and 8",
         rule="as methods",
         suites=("almanac",),
-        entries=(
-            DENSE,
-            FA_SSA,
-            _mask("static", "fa_ssa", seeds=3),
-            FA_XA,
-            _mask("static_on_kind", "fa_ssa/sensitive", seeds=3),
-            _mask("prulong", "fa_ssa", source="hard_concrete"),
-            _mask("duo", "fa_ssa", source="alpha"),
-        ),
+        entries=TRAINED,
         judge=judge_methods,
     ),
     "static_msr": Claim(

@@ -3,6 +3,7 @@
 Shape letters: P processes of the group, n tokens of this process, N tokens of all, h heads of one process, D head dim.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from torch.autograd.function import once_differentiable
 
 from .ranks import naming_lost_ranks
 
+Move = Callable[[Tensor, list[int], dist.ProcessGroup], Tensor]
+
 
 def spread_heads(x: Tensor, counts: list[int], group: dist.ProcessGroup) -> Tensor:
     """All heads of my tokens, (n, P, h, D), become my heads of all tokens, (N, h, D).
@@ -20,12 +23,12 @@ def spread_heads(x: Tensor, counts: list[int], group: dist.ProcessGroup) -> Tens
         x: contiguous or not; n = counts[rank].
         counts: tokens of each process.
     """
-    return _ToHeads.apply(x, counts, group)
+    return _Exchange.apply(x, counts, group, _to_heads, _to_tokens)
 
 
 def gather_heads(x: Tensor, counts: list[int], group: dist.ProcessGroup) -> Tensor:
     """The way back: my heads of all tokens, (N, h, D), become all heads of my tokens, (n, P, h, D)."""
-    return _ToTokens.apply(x, counts, group)
+    return _Exchange.apply(x, counts, group, _to_tokens, _to_heads)
 
 
 def sum_copies(x: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -33,28 +36,18 @@ def sum_copies(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     return _Sum.apply(x, group)
 
 
-class _ToHeads(torch.autograd.Function):
+class _Exchange(torch.autograd.Function):
+    """One way for the values, the other for their gradients."""
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, counts: list[int], group: dist.ProcessGroup) -> Tensor:
-        ctx.counts, ctx.group = counts, group
-        return _to_heads(x, counts, group)
+    def forward(ctx: Any, x: Tensor, counts: list[int], group: dist.ProcessGroup, there: Move, back: Move) -> Tensor:
+        ctx.counts, ctx.group, ctx.back = counts, group, back
+        return there(x, counts, group)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        return _to_tokens(grads[0], ctx.counts, ctx.group), None, None
-
-
-class _ToTokens(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, counts: list[int], group: dist.ProcessGroup) -> Tensor:
-        ctx.counts, ctx.group = counts, group
-        return _to_tokens(x, counts, group)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        return _to_heads(grads[0], ctx.counts, ctx.group), None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
+        return ctx.back(grads[0], ctx.counts, ctx.group), None, None, None, None
 
 
 class _Sum(torch.autograd.Function):

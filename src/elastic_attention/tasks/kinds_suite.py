@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Sequence
 
-from elastic_attention.errors import DataError
-from elastic_attention.tasks.corpora import corpora_digest, load_corpora
-from elastic_attention.tasks.drawing import SPLITS
+from elastic_attention.tasks.corpora import load_corpora
+from elastic_attention.tasks.corpora_suite import CorporaSuite
 from elastic_attention.tasks.registry import KINDS, generate
 from elastic_attention.tasks.sample import Tokenizer, prompt_text, render
 from elastic_attention.tasks.suite import Answer, Skipped, SuiteSample
 
-SAMPLES = 400
 
-
-class KindsSuite:
+class KindsSuite(CorporaSuite):
     """Held-out samples; see `Suite` for what its methods promise.
 
     The answer's tokens are given, and the model says what it would have put at each place. An "exact" kind scores 1
@@ -28,31 +23,10 @@ class KindsSuite:
         split: "heldout", or "heldout_format" for a wording that training never sees.
     """
 
+    tasks = headline = tuple(KINDS)
     default_lengths = (1024, 2048)
-
-    def __init__(self, name: str, *, data: Path | None = None, split: str = "heldout") -> None:
-        if split not in SPLITS[1:]:
-            raise DataError(f"split={split!r} is unknown; use {' or '.join(SPLITS[1:])}.")
-        self.name, self.data, self.split = name, data, split
-        self.tasks = tuple(KINDS)
-        self.headline = self.tasks
-
-    @property
-    def substitutes(self) -> Mapping[str, str]:
-        """None: these samples stand for nothing else."""
-        return {}
-
-    def describe(self) -> dict[str, Any]:
-        """The split, and a checksum of the texts."""
-        return {"split": self.split, "corpora": corpora_digest(self.data)}
-
-    def check(self, tasks: Sequence[str]) -> None:
-        """Raise DownloadError when the texts cannot be read."""
-        load_corpora(self.data)
-
-    def count_samples(self, task: str, wanted: int | None) -> int:
-        """`wanted`, or 400."""
-        return SAMPLES if wanted is None else wanted
+    default_split = "heldout"
+    default_samples = 400
 
     def build(
         self, task: str, indexes: Sequence[int], *, length: int, seed: int, tokenizer: Tokenizer

@@ -6,16 +6,16 @@ Python's own library. Its scores compare with each other and with no published o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from elastic_attention.errors import DataError
-from elastic_attention.tasks.corpora import corpora_digest, load_corpora
+from elastic_attention.tasks.corpora import load_corpora
+from elastic_attention.tasks.corpora_suite import CorporaSuite
 from elastic_attention.tasks.document_questions import make_bridge, make_collection, make_comparison, make_report_line
-from elastic_attention.tasks.drawing import SPLITS, Draw
+from elastic_attention.tasks.drawing import Draw
 from elastic_attention.tasks.few_shot import REGIONS, make_classes, make_regions
 from elastic_attention.tasks.longbench import almanac_tasks as own
 from elastic_attention.tasks.longbench.metrics import METRICS
@@ -25,8 +25,6 @@ from elastic_attention.tasks.suite import Answer, Skipped, SuiteSample, has_chat
 from elastic_attention.tasks.summaries import make_module_lines, make_overviews
 from elastic_attention.tasks.vocabulary import CLASSES
 
-SAMPLES = 100
-SPLIT = "heldout_format"
 MAX_TRIES = 4
 
 
@@ -62,7 +60,7 @@ TASKS: dict[str, AlmanacTask] = {
 }
 
 
-class AlmanacSuite:
+class AlmanacSuite(CorporaSuite):
     """The almanac.
 
     Args:
@@ -73,28 +71,8 @@ class AlmanacSuite:
     tasks = tuple(TASKS)
     headline = tuple(TASKS)
     default_lengths: tuple[int, ...] = (4096, 8192)
-
-    def __init__(self, name: str, *, data: Path | None = None, split: str = SPLIT) -> None:
-        if split not in SPLITS[1:]:
-            raise DataError(f"split={split!r} is unknown; use {' or '.join(SPLITS[1:])}.")
-        self.name, self.data, self.split = name, data, split
-
-    @property
-    def substitutes(self) -> Mapping[str, str]:
-        """None: it stands in for nothing."""
-        return {}
-
-    def describe(self) -> dict[str, Any]:
-        """The split, and the checksum of the texts."""
-        return {"split": self.split, "corpora": corpora_digest(self.data)}
-
-    def check(self, tasks: Sequence[str]) -> None:
-        """Raise DownloadError when the texts are missing or damaged."""
-        load_corpora(self.data)
-
-    def count_samples(self, task: str, wanted: int | None) -> int:
-        """`wanted`, or 100."""
-        return SAMPLES if wanted is None else wanted
+    default_split = "heldout_format"
+    default_samples = 100
 
     def build(
         self, task: str, indexes: Sequence[int], *, length: int, seed: int, tokenizer: Tokenizer

@@ -22,6 +22,7 @@ from paper_rules import (
     judge_pooling,
     judge_probe,
     judge_quality_esr,
+    judge_separation,
     judge_static_msr,
     judge_target_sweep,
     judge_task_similarity,
@@ -139,6 +140,13 @@ CLAIMS: dict[str, Claim] = {
         suites=("almanac",),
         entries=TRAINED,
         judge=judge_methods,
+    ),
+    "separation": Claim(
+        title="Kinds whose answer stands anywhere in the text get fewer sparse heads",
+        paper="Elastic, Fig. 7 and 13",
+        rule="held-out samples, 3 seeds: MSR of robust kinds is above that of sensitive ones, by .10 or more",
+        entries=(FA_SSA,),
+        judge=judge_separation,
     ),
     "static_msr": Claim(
         title="Static sparsity costs sensitive kinds much and robust kinds little",

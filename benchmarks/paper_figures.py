@@ -9,13 +9,15 @@ from typing import Any
 import torch
 from paper_claims import Claim, Entry, Training
 from paper_lab import Lab
+from paper_samples import KeptSuite
+from paper_sharing import hold
 from paper_statistics import RESAMPLES, Estimate, Seeds, bootstrap_mean, is_robust, is_sensitive
 from torch import Tensor
 
 from elastic_attention import attach
 from elastic_attention.evaluation.answer_log import AnswerLog, Line, make_line
 from elastic_attention.evaluation.asking import ask_samples
-from elastic_attention.evaluation.plan import Shard, list_batches
+from elastic_attention.evaluation.plan import Batch, EvalPlan, Shard, list_batches
 from elastic_attention.evaluation.readers import Reader, read_routes, write_routes
 from elastic_attention.models.generation import probe_routes
 from elastic_attention.tasks.suite import SuiteSample
@@ -101,21 +103,11 @@ def measure_probe(lab: Lab, claim: Claim, found: dict[str, Seeds]) -> Figures:
     plan = lab.plan(entry, 0, suite, found)
     adapter = lab.train(entry, 0)
     folder = lab.output / "answers" / "mixture" / f"probe-{adapter.parent.name}-{plan.samples}"
-    folder.mkdir(parents=True, exist_ok=True)
-    log, batches = AnswerLog(folder, Shard()), list(list_batches(plan, suite))
-    if missing := [batch for batch in batches if not log.has("probe", batch)]:
-        lab.check_time()
-        suite.prepare(plan, lab.base.tokenizer, lab.workers)
-        handle = attach(lab.base.model, str(adapter))
-        try:
-            for batch in missing:
-                built = suite.build(
-                    batch.task, batch.indexes, length=batch.length, seed=plan.seed, tokenizer=lab.base.tokenizer
-                )
-                log.add(list(_answer_probed(handle, suite, lab.base.tokenizer, built)))
-                lab.check_time()
-        finally:
-            handle.detach()
+    with hold(folder):
+        folder.mkdir(exist_ok=True)
+        log = AnswerLog(folder, Shard())
+        if missing := [batch for batch in list_batches(plan, suite) if not log.has("probe", batch)]:
+            _ask_probed(lab, suite, plan, str(adapter), missing, log)
     found["probe"] = [list(log.done.values())]
     return {"agreement": agree(found["probe"][0], found["fa_ssa"][0])}
 
@@ -125,6 +117,23 @@ def agree(ones: Sequence[Line], others: Sequence[Line]) -> Estimate | None:
     known = {(x.task, x.length, x.index): x for x in others if x.routes}
     shared = [(_flat(x), _flat(known[key])) for x in ones if (key := (x.task, x.length, x.index)) in known]
     return bootstrap_mean([float((a == b).double().mean()) for a, b in shared])
+
+
+def _ask_probed(
+    lab: Lab, suite: KeptSuite, plan: EvalPlan, adapter: str, batches: Sequence[Batch], log: AnswerLog
+) -> None:
+    lab.check_time()
+    suite.prepare(plan, lab.base.tokenizer, lab.workers)
+    handle = attach(lab.base.model, adapter)
+    try:
+        for batch in batches:
+            built = suite.build(
+                batch.task, batch.indexes, length=batch.length, seed=plan.seed, tokenizer=lab.base.tokenizer
+            )
+            log.add(list(_answer_probed(handle, suite, lab.base.tokenizer, built)))
+            lab.check_time()
+    finally:
+        handle.detach()
 
 
 def _answer_probed(handle: Any, suite: Any, tokenizer: Any, built: Iterator[Any]) -> Iterator[Line]:

@@ -73,6 +73,15 @@ def judge_static_msr(found: Found) -> list[Check]:
     ]
 
 
+def judge_separation(found: Found) -> list[Check]:
+    """Fig. 13: where the MSR of the categories ends."""
+    gap = found.separation("fa_ssa")
+    return [
+        Check(text="robust kinds are sparser than sensitive ones", estimate=gap, at_least=ABOVE),
+        Check(text="by .10 or more", estimate=gap, at_least=0.10),
+    ]
+
+
 def judge_methods(found: Found) -> list[Check]:
     """Tab. 1."""
     checks = [

@@ -1,16 +1,18 @@
-"""A claim of the papers at the size of small models: train what is missing, ask, and judge. One resumable command each.
+"""Claims of the papers at the size of small models: train what is missing, ask, and judge. One resumable command.
 
     python benchmarks/paper_study.py --list
-    python benchmarks/paper_study.py methods --output runs/paper --json results/paper_methods.json --max-minutes 10
+    python benchmarks/paper_study.py methods width --output runs/paper --results results --max-minutes 10
 
 Adapters and answers lie under --output, by recipe and by question, so that claims share them and the same command goes
-on after a kill. The verdict follows from the intervals by a rule that was written before anything ran; until everything
+on after a kill. Several processes, on several GPUs, may be given the same command: each does what no other is at.
+The verdict follows from the intervals by a rule that was written before anything ran; until everything
 is answered it is "open". See docs/paper.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import sys
 import time
@@ -21,14 +23,17 @@ from typing import Any
 
 from paper_claims import CLAIMS, Claim
 from paper_figures import MEASURES
-from paper_lab import Lab, Scale, TimeUp, find_scale
+from paper_lab import Lab, TimeUp
+from paper_recipes import Scale, find_scale
 from paper_rules import Found
+from paper_sharing import Busy, hold
 from paper_statistics import Seeds, estimate, find_mastered, give_verdict, is_robust, is_sensitive, pick
 
 from elastic_attention.evaluation.session import describe_device, measure_peak_bytes, open_base
 from elastic_attention.evaluation.suite_run import BATCH_TOKENS
-from elastic_attention.records import build_record, write_record
+from elastic_attention.records import build_record, read_record, write_record
 
+COMMAND = "benchmarks/paper_study.py"
 ROOT = Path(__file__).parent.parent
 Row = dict[str, Any]
 
@@ -44,32 +49,32 @@ def estimate_minutes(claim: Claim, scale: Scale, samples: int, tasks: int = 13) 
 
 
 def make_rows(answers: dict[str, Seeds]) -> list[Row]:
-    """One row an entry, group of kinds and length: score and ratio to dense with intervals, MSR, ESR, seconds."""
+    """Score and ratio to dense with intervals, MSR, ESR, seconds: rows by entry, group of kinds and length."""
     rows = []
     dense = answers.get("dense")
     mastered = find_mastered(dense) if dense else None
     lengths = sorted({x.length for lists in answers.values() for lines in lists for x in lines})
     groups = {"all": lambda line: True, "sensitive": is_sensitive, "robust": is_robust}
+    cuts = [(group, None) for group in groups] + [("all", length) for length in lengths]
     for name, lists in answers.items():
-        for group, test in groups.items():
-            for length in (None, *lengths):
+        for group, length in cuts:
 
-                def is_wanted(line: Any, test: Any = test, length: int | None = length) -> bool:
-                    return not line.skipped and test(line) and length in (None, line.length)
+            def is_wanted(line: Any, test: Any = groups[group], length: int | None = length) -> bool:
+                return not line.skipped and test(line) and length in (None, line.length)
 
-                own = pick(lists, is_wanted)
-                score = estimate(own, cells=mastered)
-                if score is None:
-                    continue
-                ratio = estimate(own, pick(dense, is_wanted), how="ratio", cells=mastered) if dense else None
-                lines = [line for one in own for line in one]
-                row: Row = {"entry": name, "kinds": group, "length": length, "seeds": len(lists), "n": len(lines)}
-                row |= {f"score_{key}": value for key, value in asdict(score).items()}
-                row |= {f"relative_{key}": value for key, value in asdict(ratio).items()} if ratio else {}
-                for key in ("msr", "esr_prefill", "esr_decode", "seconds"):
-                    values = [v for line in lines if (v := getattr(line, key)) is not None]
-                    row[key] = sum(values) / len(values) if values else None
-                rows.append(row)
+            own = pick(lists, is_wanted)
+            score = estimate(own, cells=mastered)
+            if score is None:
+                continue
+            ratio = estimate(own, pick(dense, is_wanted), how="ratio", cells=mastered) if dense else None
+            lines = [line for one in own for line in one]
+            row: Row = {"entry": name, "kinds": group, "length": length, "seeds": len(lists), "n": len(lines)}
+            row |= {f"score_{key}": value for key, value in asdict(score).items()}
+            row |= {f"relative_{key}": value for key, value in asdict(ratio).items()} if ratio else {}
+            for key in ("msr", "esr_prefill", "esr_decode", "seconds"):
+                values = [v for line in lines if (v := getattr(line, key)) is not None]
+                row[key] = sum(values) / len(values) if values else None
+            rows.append({key: round(v, 5) if isinstance(v, float) else v for key, v in row.items()})
     return rows
 
 
@@ -83,11 +88,16 @@ def judge(claim: Claim, answers: dict[str, Seeds], figures: dict[str, Any], *, i
     }
 
 
-def study(lab: Lab, name: str, json: Path | None) -> str:
-    """Do what is missing for a claim, keep its record up to date, and return the verdict."""
+def study(lab: Lab, name: str, path: Path | None) -> str:
+    """Do what is missing for a claim, write its record, and return the verdict.
+
+    Raises:
+        Busy: other processes are at parts of it.
+    """
     claim, began = CLAIMS[name], time.perf_counter()
     answers: dict[str, Seeds] = {}
     figures: dict[str, Any] = {}
+    lab.trainings.clear()
 
     def save(is_complete: bool) -> dict[str, Any]:
         judged = judge(claim, answers, figures, is_complete=is_complete)
@@ -97,13 +107,18 @@ def study(lab: Lab, name: str, json: Path | None) -> str:
             "paper": claim.paper,
             **judged,
             "figures": {key: None if value is None else asdict(value) for key, value in figures.items()},
-            "trainings": lab.trainings,
+            "trainings": list(lab.trainings),
             "substitutes": {suite: dict(lab.open(suite).substitutes) for suite in claim.suites},
             "is_complete": is_complete,
         }
         record = build_record(
-            f"benchmarks/paper_study.py {name}",
-            config={"scale": asdict(lab.scale), "samples": lab.samples, "entries": [asdict(e) for e in claim.entries]},
+            COMMAND,
+            config={
+                "claim": name,
+                "scale": asdict(lab.scale),
+                "samples": lab.samples,
+                "entries": [asdict(entry) for entry in claim.entries],
+            },
             model=lab.base.describe(),
             data={suite: lab.open(suite).describe() for suite in claim.suites},
             device=describe_device(lab.base.device),
@@ -113,28 +128,79 @@ def study(lab: Lab, name: str, json: Path | None) -> str:
             seconds=time.perf_counter() - began,
             bytes=measure_peak_bytes(lab.base.device),
         )
-        if json is not None:
-            write_record(json, record)
+        if path is not None:
+            write_record(path, record)
         return judged
 
     try:
         for answers in lab.gather(claim):
             entry = list(answers)[-1]
-            print(f"{name}: {entry}, seed {len(answers[entry]) - 1}, {time.perf_counter() - began:.0f} s", flush=True)
-            save(False)
-        if claim.figures:
-            figures = MEASURES[claim.figures](lab, claim, answers)
+            print(f"{name}: {entry}, {len(answers[entry])} of its seeds, {lab.seconds:.0f} s", flush=True)
+        with hold(lab.output / "judged" / name):
+            if path is not None and path.exists() and path.stat().st_mtime > lab.began:
+                return str(read_record(path)["metrics"]["verdict"])  # another process was quicker
+            if claim.figures:
+                figures = MEASURES[claim.figures](lab, claim, answers)
+            judged = save(True)
     except TimeUp:
         save(False)
-        print("Stopped in time; run the same command again to go on.", flush=True)
-        return "open"
-    judged = save(True)
+        raise
     for check in judged["checks"]:
         found = "nothing" if check["value"] is None else "{value:.3f} [{low:.3f}, {high:.3f}]".format(**check)
         beside = "" if check["counts"] else " (beside)"
         print(f"  {'holds' if check['holds'] else 'fails'}: {check['check']}: {found}{beside}", flush=True)
-    print(f"{name}: {judged['verdict']}", flush=True)
+    print(f"{name}: {judged['verdict']}, {lab.seconds:.0f} s", flush=True)
     return str(judged["verdict"])
+
+
+def study_all(lab: Lab, names: Sequence[str], results: Path | None) -> dict[str, str]:
+    """Verdicts by claim; what other processes are at is taken up again when the rest is done."""
+    verdicts = dict.fromkeys(names, "open")
+    waiting = list(names)
+    try:
+        while waiting:
+            for name in tuple(waiting):
+                path = results / f"paper_{lab.scale.name}_{name}.json" if results else None
+                with contextlib.suppress(Busy):
+                    verdicts[name] = study(lab, name, path)
+                    waiting.remove(name)
+            if waiting:
+                lab.check_time()
+                time.sleep(1)
+    except TimeUp:
+        print("Stopped in time; run the same command again to go on.", flush=True)
+    return verdicts
+
+
+def summarize(results: Path, model: str) -> None:
+    """Write `paper_MODEL.json`, the verdicts and checks of all records of a model, which the tables are made of."""
+    found = [(name, results / f"paper_{model}_{name}.json") for name in CLAIMS]
+    records = {name: read_record(path) for name, path in found if path.exists()}
+    if not records:
+        return
+    told = ("title", "paper", "rule", "verdict")
+    rows = [
+        {"claim": name, **{key: record["metrics"][key] for key in told}, "n": record["n"]}
+        | {"samples": record["config"]["samples"], "steps": record["config"]["scale"]["steps"]}
+        for name, record in records.items()
+    ]
+    checks = [{"claim": name} | check for name, record in records.items() for check in record["metrics"]["checks"]]
+    newest = max(records.values(), key=lambda record: record["created"])
+    record = build_record(
+        COMMAND,
+        config={"claims": list(records), "scale": newest["config"]["scale"]},
+        model=newest["model"],
+        data={suite: facts for record in records.values() for suite, facts in record["data"].items()},
+        device=newest["device"],
+        seed=0,
+        n=sum(row["n"] for row in rows),
+        metrics={"rows": rows, "checks": checks},
+        seconds=sum(record["seconds"] for record in records.values()),
+        bytes=newest["bytes"],
+    )
+    write_record(
+        results / f"paper_{model}.json", record | {"package": newest["package"], "versions": newest["versions"]}
+    )
 
 
 def list_claims(scale: Scale, samples: int) -> None:
@@ -147,11 +213,11 @@ def list_claims(scale: Scale, samples: int) -> None:
 def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("claim", nargs="?", choices=list(CLAIMS))
+    parser.add_argument("claims", nargs="*", metavar="CLAIM", help="one or more of --list, or all")
     parser.add_argument("--list", action="store_true", help="claims with their cost, and nothing else")
     parser.add_argument("--model", default="smollm2", help="smollm2, or a folder of Qwen2.5-Coder-0.5B-Instruct")
     parser.add_argument("--output", type=Path, default=Path("runs/paper"), help="of one model")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--results", type=Path, help="folder of the records")
     parser.add_argument("--corpora", default=".data/corpora", help="folder of `make data`; '' = texts in the package")
     parser.add_argument("--samples", type=int, default=40, help="of each task and length")
     parser.add_argument("--lengths", type=int, nargs="*", help="of all suites; default: of the model's scale")
@@ -161,13 +227,15 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=0, help="processes that make samples")
     parser.add_argument("--device")
     options = parser.parse_args(arguments)
-    if not options.list and options.claim is None:
-        parser.error("name a claim, or --list")
+    if unknown := sorted(set(options.claims) - {*CLAIMS, "all"}):
+        parser.error(f"unknown claims {', '.join(unknown)}; choose from {', '.join(CLAIMS)}")
+    if not options.list and not options.claims:
+        parser.error("name claims, all, or --list")
     return options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Study one claim; 0 when it has a verdict, 1 while it is open."""
+    """Study claims; 0 when all have a verdict, 1 while one is open."""
     options, began = parse_options(arguments), time.monotonic()
     scale = find_scale(options.model)
     if options.lengths:
@@ -188,7 +256,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         batch_tokens=options.batch_tokens or BATCH_TOKENS.get(base.device.type, 1),
         workers=options.workers,
     )
-    return int(study(lab, options.claim, options.json) == "open")
+    verdicts = study_all(lab, list(CLAIMS) if "all" in options.claims else options.claims, options.results)
+    if options.results:
+        summarize(options.results, scale.name)
+    return int("open" in verdicts.values())
 
 
 if __name__ == "__main__":

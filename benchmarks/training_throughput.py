@@ -24,7 +24,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -187,13 +187,15 @@ class TrainingBench:
             text = " ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in self.rows[-1].items())
             print(text, flush=True)
         if self.options.profile is not None:
-            self.profile(engine, pack, cell)
+            self.profile(engine, pack, ranks, cell)
 
-    def profile(self, engine: ParallelEngine, pack: PackedBatch, cell: Row) -> None:
-        """Write which kernels a step spends its time in."""
+    def profile(self, engine: ParallelEngine, pack: PackedBatch, ranks: Ranks, cell: Row) -> None:
+        """Write which kernels a step of the first process spends its time in."""
         with torch.profiler.profile() as profiler:
             take_step(engine, 0, pack)
             wait_for(self.device)
+        if not ranks.is_first:
+            return
         order = "self_device_time_total" if self.device.type == "cuda" else "self_cpu_time_total"
         table = profiler.key_averages().table(sort_by=order, row_limit=40, max_name_column_width=70)
         with self.options.profile.open("a", encoding="utf-8") as file:
@@ -257,14 +259,23 @@ def build_model(name: str, layers: int | None, device: torch.device) -> Any:
 
 
 def fuse_layers(model: Any, is_on: bool) -> None:
-    """Let torch.compile fuse the norms and the MLPs, or not; lengths of packs may differ."""
+    """Let torch.compile fuse the norms, the rotations and the MLPs, or not; lengths of packs may differ."""
     torch._dynamo.config.cache_size_limit = 64  # norms of several widths share their code
+    home = sys.modules[type(model).__module__]
+    rotate = getattr(home.apply_rotary_pos_emb, "plain", home.apply_rotary_pos_emb)
+    home.apply_rotary_pos_emb = _compile(rotate) if is_on else rotate
     for layer in find_layers(model):
         for name, module in layer.named_modules():
             if name.endswith(("mlp", "norm")):
                 module._compiled_call_impl = None
                 if is_on:
                     module.compile(dynamic=True)
+
+
+def _compile(function: Callable[..., Any]) -> Any:
+    compiled = torch.compile(function, dynamic=True)
+    compiled.plain = function
+    return compiled
 
 
 def check_losses(rows: list[Row]) -> None:

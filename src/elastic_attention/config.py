@@ -1,6 +1,7 @@
 """Strict, frozen configurations that convert to and from dictionaries, JSON and TOML."""
 
 import dataclasses
+import difflib
 import json
 import tomllib
 import types
@@ -287,7 +288,9 @@ def from_dict(cls: type[T], data: Any, where: str = "") -> T:
     hints = typing.get_type_hints(cls)
     fields = {item.name: item for item in dataclasses.fields(cls) if item.init}  # type: ignore[arg-type]
     if unknown := sorted(set(data) - set(fields)):
-        raise ValueError(f"{where} has unknown keys {unknown}; known keys are {sorted(fields)}.")
+        near = {name: difflib.get_close_matches(name, fields, 1) for name in unknown}
+        hints = [f" Did you mean {match[0]!r} instead of {name!r}?" for name, match in near.items() if match]
+        raise ValueError(f"{where} has unknown keys {unknown}; known keys are {sorted(fields)}.{''.join(hints)}")
     required = {
         name
         for name, item in fields.items()

@@ -11,8 +11,10 @@ import pytest
 import torch
 from paper_claims import CLAIMS, Claim, Entry, Training
 from paper_figures import agree, compare_maps, compare_tasks
-from paper_lab import Scale, set_intervals, settle_target
+from paper_lab import settle_target
+from paper_recipes import Scale, set_intervals
 from paper_rules import Found
+from paper_sharing import Busy
 from paper_statistics import Check, Estimate, estimate, find_mastered, give_verdict, is_sensitive, pick
 
 from elastic_attention.evaluation.answer_log import Line
@@ -115,6 +117,7 @@ CASES = {
     "methods": (MASKS, {"fa_ssa": DIM, "fa_xa": WORSE}),
     "kinds": (MASKS, {"fa_ssa": DIM, "fa_xa": WORSE}),
     "training_free": (dict.fromkeys(("xattention", "triangle_mix", "infllm_v2", "moba"), WORSE), {}),
+    "separation": ({"fa_ssa": FAR}, {"fa_ssa": DIM}),
     "static_msr": ({"heads_0.7": HELPLESS}, {"heads_0.7": UNSPOKEN}),
     "length": ({}, {"fa_ssa": WORSE, "fa_xa": WORSE}),
     "quality_esr": ({f"static_{t}": WORSE for t in TARGETS}, {f"routed_{t}": WORSE for t in TARGETS}),
@@ -183,7 +186,14 @@ class KindSuite(WordSuite):
 
 
 TINY = Scale(
-    recipe="tiny.toml", lengths={"mixture": (80,)}, short=200, steps=2, step_tokens=410, training_rate=1, reading_rate=1
+    name="tiny",
+    recipe="tiny.toml",
+    lengths={"mixture": (80,)},
+    short=200,
+    steps=2,
+    step_tokens=410,
+    training_rate=1,
+    reading_rate=1,
 )
 
 
@@ -226,7 +236,7 @@ code = {{ low = 0.8, high = 1.0 }}
 
 
 def test_command_stops_in_time_goes_on_and_shares(tiny, tmp_path, monkeypatch):
-    path = tmp_path / "claim.json"
+    path = tmp_path / "paper_tiny_xa_ssa.json"
     claim = Claim(
         title="t", paper="p", rule="r", judge=CLAIMS["xa_ssa"].judge,
         entries=(
@@ -236,7 +246,7 @@ def test_command_stops_in_time_goes_on_and_shares(tiny, tmp_path, monkeypatch):
         ),
     )  # fmt: skip
     monkeypatch.setitem(CLAIMS, "xa_ssa", claim)
-    arguments = ["xa_ssa", *tiny, "--json", str(path)]
+    arguments = ["xa_ssa", *tiny, "--results", str(tmp_path)]
     assert paper_study.main([*arguments, "--max-minutes", "0"]) == 1
     assert read_record(path)["metrics"]["verdict"] == "open"
     assert paper_study.main(arguments) == 0
@@ -258,15 +268,47 @@ def test_command_stops_in_time_goes_on_and_shares(tiny, tmp_path, monkeypatch):
     assert paper_study.main(["width", *tiny]) == 0
 
 
+def test_processes_leave_each_other_their_work(tiny, tmp_path, monkeypatch):
+    asked, seen = paper_lab.Lab._run, []
+
+    def run(lab, entry, *arguments):
+        # While this process asks dense, another one takes the rest of the claim, and leaves dense.
+        if not seen:
+            seen.append(entry.name)
+            with pytest.raises(Busy):
+                paper_study.study(paper_lab.Lab(**settings), "xa_ssa", None)
+            seen.append("other")
+        return asked(lab, entry, *arguments)
+
+    monkeypatch.setattr(paper_lab.Lab, "_run", run)
+    settings = dict(
+        base=paper_study.open_base(), scale=TINY, recipes=tmp_path / "recipes", output=tmp_path / "paper",
+        corpora=None, samples=2, deadline=float("inf"),
+    )  # fmt: skip
+    lab = paper_lab.Lab(**settings)
+    assert paper_study.study_all(lab, ["xa_ssa"], tmp_path)["xa_ssa"] != "open"
+    assert seen == ["dense", "other"]
+    assert len(list((tmp_path / "paper" / "trained").glob("*/result.json"))) == 2
+
+
+def test_targets_are_entries_before():
+    for claim in CLAIMS.values():
+        for place, entry in enumerate(claim.entries):
+            if entry.training and isinstance(entry.training.target, str):
+                assert entry.training.target.partition("/")[0] in {other.name for other in claim.entries[:place]}
+    with pytest.raises(Busy):
+        settle_target(Training(target="later"), {})
+
+
 @pytest.mark.parametrize("name", ["head_maps", "task_similarity", "probe"])
 def test_figures_of_a_tiny_model(name, tiny, tmp_path):
-    path = tmp_path / "claim.json"
-    assert paper_study.main([name, *tiny, "--json", str(path)]) == 0
+    path = tmp_path / f"paper_tiny_{name}.json"
+    assert paper_study.main([name, *tiny, "--results", str(tmp_path)]) == 0
     metrics = read_record(path)["metrics"]
     assert len(metrics["checks"]) >= 2 and metrics["figures"]
     if name == "probe":
         assert "probe" in {row["entry"] for row in metrics["rows"]}
-    assert paper_study.main([name, *tiny, "--json", str(path)]) == 0
+    assert paper_study.main([name, *tiny, "--results", str(tmp_path)]) == 0
     assert read_record(path)["metrics"]["figures"] == metrics["figures"]
 
 

@@ -6,7 +6,9 @@ import shutil
 import pytest
 from safetensors.torch import load_file, save_file
 
+from elastic_attention.cli.eval import _build_table
 from elastic_attention.evaluation import suite_run
+from elastic_attention.models import pretrained
 
 RULER = (
     "--suite",
@@ -118,6 +120,38 @@ def test_a_model_that_was_trained_further_is_another_run(call, tmp_path, tiny):
     save_file({name: values * 1.01 for name, values in load_file(file).items()}, file, metadata={"format": "pt"})
     code, _, err = call(*arguments)
     assert code == 2 and "other weights" in err
+
+
+def test_routers_that_ship_are_known_by_checksum(call, tmp_path, tiny, monkeypatch):
+    """Without --routers, too: another release with other routers in it is another run."""
+    shipped = tmp_path / "shipped"
+    shutil.copytree(tiny[tiny.index("--routers") + 1], shipped / "tiny")
+    monkeypatch.setattr(pretrained, "_FOLDER", shipped)
+    arguments = ("eval", "--model", tiny[1], "--device", "cpu", *RULER, "--methods", "routed", "--json", "record.json")
+    assert call(*arguments)[0] == 0
+    routing = json.loads((tmp_path / "record.json").read_text())["config"]["routing"]
+    assert routing["routers"] is None and len(routing["sha256"]) == 64
+    file = shipped / "tiny" / "elastic_routers.safetensors"
+    save_file({name: values * 2 for name, values in load_file(file).items()}, file, metadata={"format": "pt"})
+    code, _, err = call(*arguments)
+    assert code == 2 and "other routing" in err
+
+
+def test_methods_without_routers_need_none(call, tiny):
+    arguments = ("eval", "--model", tiny[1], "--device", "cpu", *RULER)
+    assert call(*arguments, "--methods", "dense,all_sparse")[0] == 0
+    code, _, err = call(*arguments, "--methods", "routed", "--output", "other")
+    assert code == 2 and "No routers ship" in err
+
+
+def test_the_terminal_shows_the_interval_of_every_ratio():
+    relative = {"relative_score": 0.9, "relative_low": 0.85, "relative_high": None}
+    numbers = dict.fromkeys(("score", "score_low", "score_high", "msr", "esr_prefill", "esr_decode"), 0.5)
+    rows = [{"label": "dense", **numbers, **dict.fromkeys(relative)}, {"label": "routed", **numbers, **relative}]
+    table = _build_table({"rows": rows, "mastered_rows": rows, "by_task": []})
+    cells = list(zip(*(column.cells for column in table.columns), strict=True))
+    assert [row[-1] for row in cells if row[0] == "of dense"] == ["0.900"]
+    assert [row[-2:] for row in cells if row[0] == "95%"] == [("0.50–0.50", "0.50–0.50"), *[("?–?", "0.85–?")] * 2]
 
 
 def test_another_run_in_the_folder(evaluate):

@@ -27,7 +27,7 @@ OPTIONS = {
     "convert": "--base --json --msr destination source",
     "report": "--check --curves --frontier --head-map --html --json --log --recipe --results --speed --tables records",
     "serve": (
-        "--budget --context --device --dtype --engine --first-chunk-tokens --host --json --max-body-bytes "
+        "--allowed-host --budget --context --device --dtype --engine --first-chunk-tokens --host --json --max-body-bytes "
         "--max-new-tokens --max-requests --model --policy --port --routers --served-name --vllm-option"
     ),
 }

@@ -191,6 +191,32 @@ def test_an_answer_that_said_its_stop_text_is_not_cut(subject):
     assert stopped.answer.text == endless.answer.text.split(" ")[0]
 
 
+def test_nothing_is_generated_behind_a_stop_text(subject, monkeypatch):
+    """Rows of a batch stop each for itself; the batch is as long as its longest row, for every method."""
+    model, routers = subject
+    first, second = WordSuite().build("plain", [0, 1], length=120, seed=1, tokenizer=None)
+    with open_reader(parse_method("dense"), model, routers=routers) as reader:
+        endless = ask_samples(reader, TOKENIZER, [first, second])
+    said = [str(reply.answer.token_ids[2]) for reply in endless]
+    stopping = [dataclasses.replace(first, stop=(said[0],)), second]
+    for method in METHODS[:2]:
+        with open_reader(method, model, routers=routers) as reader:
+            replies = ask_samples(reader, TOKENIZER, stopping)
+            alone = ask_samples(reader, TOKENIZER, stopping[:1])[0]
+        if method.label == "dense":
+            assert [len(reply.answer.token_ids) for reply in replies] == [3, 6]
+            assert replies[0].answer.token_ids == endless[0].answer.token_ids[:3] == alone.answer.token_ids
+            assert replies[0].answer.text == endless[0].answer.text.split(said[0])[0] and not replies[0].is_cut
+            per_token = replies[0].books["kv_bytes"] / (len(first.prompt_ids) + 5)
+            assert alone.books["kv_bytes"] == per_token * (len(first.prompt_ids) + 2)
+            dense = [reply.books["kv_bytes_dense"] for reply in replies]
+        assert [reply.books["kv_bytes_dense"] for reply in replies] == dense, "methods count the same columns"
+    kept = dataclasses.replace(first, stop=(said[0],), min_new_tokens=3)
+    with open_reader(METHODS[0], model, routers=routers) as reader:
+        (reply,) = ask_samples(reader, TOKENIZER, [kept])
+    assert reply.answer == endless[0].answer, "no stop text counts within the fewest tokens"
+
+
 def test_half_a_batch_is_asked_again_and_stands_once(subject, whole, tmp_path):
     plan = dataclasses.replace(PLAN, tasks=("plain",), lengths=(120,), methods=METHODS[:1])
     run(subject, tmp_path, plan=plan)

@@ -3,18 +3,20 @@
 Shape letters: B batch, T queries, S keys, H query heads, G KV heads, D head dim, N tokens of a packed batch.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from ..config import SparsePattern, StreamingConfig, XAttentionConfig
-from ..errors import BackendUnavailable
 from ..kernels.backends import is_fused
+from ..kernels.block_lists import count_rows, find_first_blocks
 from ..kernels.gather import blend_gather
 from ..kernels.reference import blend_reference
 from ..kernels.spans import Spans, list_spans
 from ..patterns import build_pattern
 from .layout import pad_spans, validate
-from .plan import attend_planned, choose_for, make_plan
+from .plan import Plan, attend_planned, choose_for, make_plan
 
 
 def blended_attention(
@@ -43,7 +45,7 @@ def blended_attention(
 
     Raises:
         ValueError: as in `hybrid_attention`.
-        BackendUnavailable: as in `hybrid_attention`, or the backend has no gradient for these patterns.
+        BackendUnavailable: as in `hybrid_attention`.
     """
     validate(q, k, v, route, num_sequences=None if spans is None else len(spans.query_start), is_packed=False)
     factor = q.shape[-1] ** -0.5 if scale is None else scale
@@ -51,13 +53,7 @@ def blended_attention(
         spans = pad_spans(left_padding, q, k)
     chosen = choose_for(backend, q, k, v, pattern, is_training=True)
     if not isinstance(pattern, StreamingConfig) or full_pattern != "full":
-        if is_fused(chosen) and backend != "auto":
-            raise BackendUnavailable(
-                f"backend={backend!r} has a gradient for streaming heads beside full ones only, not for "
-                f"pattern={pattern!r} with full_pattern={full_pattern!r}; use 'auto' or 'cpu'."
-            )
-        plain = "cpu" if is_fused(chosen) else chosen
-        return _blend_plans(q, k, v, route, pattern, full_pattern, factor, spans, prompt_lengths, plain)
+        return _blend_paths(q, k, v, route, (full_pattern, pattern), factor, spans, prompt_lengths, chosen)
     if is_fused(chosen):
         from ..kernels.triton.blended import blend_triton
 
@@ -83,13 +79,12 @@ def _blend(
     return blend_gather(q, k, v, route, pattern, scale)
 
 
-def _blend_plans(
+def _blend_paths(
     q: Tensor,
     k: Tensor,
     v: Tensor,
     route: Tensor,
-    pattern: SparsePattern,
-    full_pattern: str | XAttentionConfig,
+    paths: tuple[str | XAttentionConfig, SparsePattern],
     scale: float,
     spans: Spans | None,
     prompt_lengths: Tensor | None,
@@ -97,13 +92,45 @@ def _blend_plans(
 ) -> Tensor:
     """Two passes, for the patterns without a kernel that does both in one; the choice of blocks has no gradient."""
     outs = []
-    for is_sparse in (False, True):
-        routes = torch.full(route.shape, is_sparse, device=q.device)
-        plan = make_plan(q, k, routes, pattern, full_pattern, scale, spans, prompt_lengths, backend)
-        outs.append(attend_planned(q, k, v, plan, scale, spans, backend)[0])
-    weight = route.repeat_interleave(q.shape[1] // k.shape[1], dim=1).to(q.dtype)
+    for path in paths:
+        routes = torch.full(route.shape, path != "full", device=q.device)
+        pattern = StreamingConfig() if isinstance(path, str) else path
+        plan = make_plan(q, k, routes, pattern, "full", scale, spans, prompt_lengths, backend)
+        outs.append(_attend_path(q, k, v, plan, scale, spans, backend))
+    # The route's gradient is a sum over all tokens of a sequence, too long for 16 bits.
+    wide = torch.promote_types(q.dtype, torch.float32)
+    weight = route.repeat_interleave(q.shape[1] // k.shape[1], dim=1).to(wide)
     if spans is not None and spans.is_packed:  # one row of tokens, each with the weight of its sequence
         weight = weight.repeat_interleave(spans.query_length.long(), dim=0, output_size=q.shape[2]).T[None, ..., None]
     else:
         weight = weight[..., None, None]
-    return torch.lerp(outs[0], outs[1], weight)
+    return torch.lerp(outs[0].to(wide), outs[1].to(wide), weight).to(q.dtype)
+
+
+def _attend_path(
+    q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float, spans: Spans | None, backend: str
+) -> Tensor:
+    if not is_fused(backend):
+        return attend_planned(q, k, v, plan, scale, spans, backend)[0]
+    if plan.is_plain:
+        from ..kernels.triton.prefill import attend_triton
+
+        return attend_triton(q, k, v, plan.modes, plan.config, scale, spans=spans)[0]
+    from ..kernels.triton.block_gradients import attend_blocks
+
+    attend = partial(attend_planned, plan=plan, scale=scale, spans=spans, backend=backend)
+    block_size = plan.config.block_size if plan.lists is None else plan.lists.block_size
+    show = partial(_show_blocks, plan, block_size, q.shape[2], k.shape[2], spans)
+    return attend_blocks(q, k, v, attend, show, plan.dense_rows, block_size, scale, spans)
+
+
+def _show_blocks(plan: Plan, block_size: int, num_queries: int, num_keys: int, spans: Spans | None) -> Tensor:
+    """(sequences, H or 1, M, N) bool: which key blocks the query blocks of listed or triangle heads read."""
+    first = find_first_blocks(len(plan.modes), num_queries, num_keys, block_size, spans).to(plan.modes.device)
+    rows, blocks = count_rows(num_queries, num_keys, block_size, spans)
+    if plan.lists is not None:
+        return plan.lists.to_mask(first, blocks)
+    config = plan.config
+    queries = (first[:, None] + torch.arange(rows, device=first.device))[:, None, :, None]
+    keys = torch.arange(blocks, device=first.device)
+    return (keys < config.num_sink_tokens // block_size) | (keys > queries - config.local_window // block_size)

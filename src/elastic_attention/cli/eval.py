@@ -1,5 +1,6 @@
 """`elastic-attn eval`: what routing costs in quality and saves in reading, on the tasks of a benchmark."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -153,16 +154,29 @@ def _build_table(metrics: dict[str, Any]) -> "Table":
     rows = metrics["rows"]
     table.add_row("mean", "", "", *(f"{row['score']:.3f}" for row in rows))
     table.add_row("95%", "", "", *(f"{row['score_low']:.2f}–{row['score_high']:.2f}" for row in rows))
+    for name, relative in (("of dense", rows), ("of dense ≥ .50", metrics["mastered_rows"])):
+        if any(row["relative_score"] is not None for row in relative):
+            found = {row["label"]: row for row in relative}
+            table.add_row(name, "", "", *(_format_number(found[label]["relative_score"]) for label in labels))
+            table.add_row("95%", "", "", *(_format_interval(found[label]) for label in labels))
     for name, key in (
-        ("of dense", "relative_score"),
         ("MSR", "msr"),
         ("ESR prefill", "esr_prefill"),
         ("ESR decode", "esr_decode"),
     ):
-        table.add_row(name, "", "", *("–" if row[key] is None else f"{row[key]:.3f}" for row in rows))
-    if mastered := {row["label"]: row["relative_score"] for row in metrics["mastered_rows"]}:
-        table.add_row("of dense ≥ .50", "", "", *(f"{mastered[label]:.3f}" for label in labels))
+        table.add_row(name, "", "", *(_format_number(row[key]) for row in rows))
     return table
+
+
+def _format_number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _format_interval(row: dict[str, Any]) -> str:
+    """Of the ratio to dense; an end is unknown where a resample of the dense answers has nothing right."""
+    low, high = row["relative_low"], row["relative_high"]
+    ends = ["?" if end is None or not math.isfinite(end) else f"{end:.2f}" for end in (low, high)]
+    return "–".join(ends)
 
 
 def _print_notes(metrics: dict[str, Any], console: "Console") -> None:

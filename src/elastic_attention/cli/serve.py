@@ -33,6 +33,14 @@ def serve(
     engine: Annotated[Engine, typer.Option(help="vllm, transformers, or vllm where it is installed.")] = Engine.auto,
     host: Annotated[str, typer.Option(help="Address to listen on. Default: this computer alone.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="transformers: a name under which it may be asked for, * = any; repeat it. Default: those of this "
+            "computer where --host is this computer, else any.",
+        ),
+    ] = None,
     served_name: Annotated[str | None, typer.Option(help="What requests call the model. Default: --model.")] = None,
     budget: Budget = 0.0,
     context: Annotated[int | None, typer.Option(min=1, help="Prompt and answer, tokens. Default: the model's.")] = None,
@@ -75,6 +83,7 @@ def serve(
             Engine.transformers: {
                 "--max-new-tokens": max_new_tokens,
                 "--max-body-bytes": max_body_bytes,
+                "--allowed-host": allowed_host[0] if allowed_host else None,
                 "--device": device,
             },
         },
@@ -93,7 +102,7 @@ def serve(
         sizes = _leave_out_unset(max_new_tokens=max_new_tokens, max_body_bytes=max_body_bytes)
         sizes |= {"context": context or session.context, "max_requests": max_requests}
         console.print(f"{name} on http://{host}:{port}/v1, over transformers")
-        served = _serve_with_transformers(session, sizes, name, place, budget)
+        served = _serve_with_transformers(session, sizes, name, place | {"allowed_hosts": allowed_host or ()}, budget)
     record = build_record(
         "serve",
         config={"engine": chosen.value, "policy": policy, "budget": budget, **place},

@@ -1,6 +1,10 @@
 """`elastic-attn train`: run a recipe, or go on with it."""
 
+import logging
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,14 +38,16 @@ def train(
     folder = output or Path("runs") / recipe.stem
     place = choose_device(device)
     loaded = load_recipe(recipe)
-    metrics = train_on_ranks(loaded, folder, device=str(place), max_seconds=max_seconds)
+    with _telling(is_first_process()):
+        metrics = train_on_ranks(loaded, folder, device=str(place), max_seconds=max_seconds)
     if not is_first_process():
         return
     state = "finished" if metrics["is_finished"] else "stopped; run it again to go on"
     console.print(f"{metrics['steps']} of {loaded.steps} steps in {folder}: {state}")
-    if metrics.get("adapter"):
-        console.print(f"Routers: {metrics['adapter']}")
-    _show_validation(console, metrics.get("validation"))
+    if skipped := metrics["skipped_steps"]:
+        console.print(f"{skipped} steps were left out, their loss or gradient is no number; log.jsonl names them")
+    console.print(f"Routers: {metrics['adapter']}")
+    _show_validation(console, metrics["validation"])
     _draw_curves(console, folder, {name: (i.low, i.high) for name, i in loaded.intervals.items()})
     record = build_record(
         "train",
@@ -58,6 +64,28 @@ def train(
     write_json(json, record, console)
 
 
+class _ToStderr(logging.Handler):
+    """Messages as they are; looks stderr up each time, because a progress bar stands in for it for a while."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr)
+
+
+@contextmanager
+def _telling(is_told: bool) -> Iterator[None]:
+    """Inside, the trainer says what it does."""
+    logger, handler = logging.getLogger("elastic_attention.training"), _ToStderr()
+    before = logger.level
+    if is_told:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+
+
 def _describe_data(data: "DataConfig") -> Any:
     files = [Path(file).name for file in data.packs.files]
     files += [f"{Path(file).name} ({source.format})" for source in data.packs.sources for file in source.files]
@@ -72,8 +100,10 @@ def _show_validation(console: "Console", validation: Any) -> None:
     table = Table("held out", "samples", "loss", "right tokens", "right answers", "MSR", "interval")
     for name, facts in validation["categories"].items():
         numbers = [f"{facts[key]:.3f}" for key in ("loss", "accuracy", "exact", "msr")]
-        inside = "inside" if not facts["outside"] else f"{facts['outside']:.3f} outside"
-        wanted = f"{facts['low']:.2f}–{facts['high']:.2f}, {inside}"
+        wanted = "none"
+        if "outside" in facts:
+            inside = "inside" if not facts["outside"] else f"{facts['outside']:.3f} outside"
+            wanted = f"{facts['low']:.2f}–{facts['high']:.2f}, {inside}"
         table.add_row(name, str(facts["samples"]), *numbers, wanted)
     console.print(table)
 

@@ -71,6 +71,7 @@ def _generate(
     reader: Reader, model: Any, tokenizer: Any, samples: Sequence[SuiteSample], ids: Tensor, mask: Tensor
 ) -> list[Reply]:
     first, clock = samples[0], FirstTokenClock()
+    stops = StopTexts(tokenizer, samples, ids.shape[1])
     output = model.generate(
         input_ids=ids,
         attention_mask=mask,
@@ -84,17 +85,18 @@ def _generate(
         repetition_penalty=1.0,
         pad_token_id=pad_token(tokenizer),
         streamer=clock,
+        stopping_criteria=[stops] if any(sample.stop for sample in samples) else None,
     )
     rows = output[:, ids.shape[1] :].tolist()
     stopped = time.perf_counter()
     arrived, ends = clock.first or stopped, find_ends(model)
-    spoken = [_cut_behind_end(row, ends) for row in rows]
-    books = reader.report([len(s.prompt_ids) for s in samples], [len(row) for row in spoken])
+    spoken = [_cut_behind_end(row[:size], ends) for row, size in zip(rows, stops.sizes, strict=True)]
+    # Rows are as long as the longest answer, for the base model as for routed heads.
+    books = reader.report([len(s.prompt_ids) for s in samples], [len(row) for row in rows])
     replies = []
     for number, (sample, tokens) in enumerate(zip(samples, spoken, strict=True)):
         text = tokenizer.decode(tokens, skip_special_tokens=True)
-        kept = len(tokenizer.decode(tokens[: sample.min_new_tokens], skip_special_tokens=True))
-        said = cut_at_stop(text, sample.stop, kept)
+        said = cut_at_stop(text, sample.stop, stops.count_kept(sample, tokens))
         has_ended = tokens[-1] in ends or len(said) < len(text)
         replies.append(
             Reply(
@@ -106,6 +108,32 @@ def _generate(
             )
         )
     return replies
+
+
+class StopTexts:
+    """What tells `generate` that rows have said a stop text, so that nothing is generated behind it.
+
+    Attributes:
+        sizes: tokens of each row when its first stop text was there, None where there is none.
+    """
+
+    def __init__(self, tokenizer: Any, samples: Sequence[SuiteSample], num_columns: int) -> None:
+        self.tokenizer, self.samples, self.num_columns = tokenizer, samples, num_columns
+        self.sizes: list[int | None] = [None] * len(samples)
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        """Which rows are done: (B,) bool; called after each token with all tokens so far, (B, T)."""
+        for row, tokens in enumerate(input_ids[:, self.num_columns :].tolist()):
+            sample = self.samples[row]
+            if self.sizes[row] is None and sample.stop:
+                text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+                if len(cut_at_stop(text, sample.stop, self.count_kept(sample, tokens))) < len(text):
+                    self.sizes[row] = len(tokens)
+        return torch.tensor([size is not None for size in self.sizes], device=input_ids.device)
+
+    def count_kept(self, sample: SuiteSample, tokens: Sequence[int]) -> int:
+        """Characters of the tokens that an answer has at least; no stop text begins in them."""
+        return len(self.tokenizer.decode(list(tokens[: sample.min_new_tokens]), skip_special_tokens=True))
 
 
 def find_ends(model: Any) -> set[int]:
@@ -148,7 +176,7 @@ def _follow_targets(
             said.append(logits.argmax(dim=-1))
         rows = torch.cat(said, dim=1).tolist()
     stopped = time.perf_counter()
-    books = reader.report([len(s.prompt_ids) for s in samples], [len(s.target_ids) for s in samples])
+    books = reader.report([len(s.prompt_ids) for s in samples], [longest] * len(samples))
     replies = []
     for number, (sample, row) in enumerate(zip(samples, rows, strict=True)):
         tokens = tuple(row[: len(sample.target_ids)])

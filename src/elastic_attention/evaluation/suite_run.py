@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import ElasticAttentionError
-from ..models.checkpoint import CONFIG_FILE, STATIC_FILE, WEIGHTS_FILE
+from ..models.checkpoint import CONFIG_FILE, STATIC_FILE, WEIGHTS_FILE, locate_folder
+from ..models.families import describe_model, unwrap_model
+from ..models.pretrained import find_pretrained
 from ..records import Record, build_record
 from ..tasks.packages import sha256_of
 from ..tasks.suite import Suite, has_chat_template
@@ -35,21 +37,35 @@ class Routing:
     backend: str = "auto"
     budget: float = 0.0
 
-    def describe(self) -> dict[str, Any]:
-        """With a checksum, so that a folder with new routers is another run."""
+    def describe(self, model: Any, methods: Sequence[Method]) -> dict[str, Any]:
+        """With a checksum, so that new routers under the same name are another run; None where no method reads any.
+
+        Raises:
+            AdapterError: the routers cannot be found.
+        """
+        is_default_read = any(method.name == "routed" and not method.folder for method in methods)
+        is_read = self.routers is not None or is_default_read
         return {
             "routers": self.routers,
-            "sha256": digest_adapter(self.routers),
+            "sha256": digest_adapter(self.routers, model) if is_read else None,
             "backend": self.backend,
             "budget": self.budget,
         }
 
 
-def digest_adapter(folder: str | None) -> str | None:
-    """A checksum of the files of an adapter or a mask; None where there is no such folder here."""
-    files = [Path(folder or "") / name for name in (CONFIG_FILE, WEIGHTS_FILE, STATIC_FILE)]
-    found = [sha256_of(file) for file in files if folder and file.is_file()]
-    return hashlib.sha256(" ".join(found).encode()).hexdigest() if found else None
+def digest_adapter(source: str | None, model: Any) -> str:
+    """A checksum of the files of an adapter or a mask: a folder, a hub id, or None for the one that ships.
+
+    Raises:
+        AdapterError: there is none.
+    """
+    names = (CONFIG_FILE, WEIGHTS_FILE, STATIC_FILE)
+    if source is None:
+        folder = find_pretrained(describe_model(unwrap_model(model))[0])
+    else:
+        folder = locate_folder(source, names, kind="adapter")
+    found = [sha256_of(folder / name) for name in names if (folder / name).is_file()]
+    return hashlib.sha256(" ".join(found).encode()).hexdigest()
 
 
 def fingerprint_weights(model: Any) -> str:
@@ -110,12 +126,12 @@ def evaluate_suite(
     from torch import OutOfMemoryError
 
     # A retrained adapter in the same folder answers differently, so it is another run.
-    adapters = {method.label: digest_adapter(method.folder) for method in plan.methods if method.folder}
-
+    adapters = {method.label: digest_adapter(method.folder, base.model) for method in plan.methods if method.folder}
+    routed = routing.describe(base.model, plan.methods)
     identity = {
         "model": base.describe(),
         "weights": fingerprint_weights(base.model),
-        "routing": routing.describe(),
+        "routing": routed,
         "adapters": adapters,
     }
 
@@ -151,7 +167,7 @@ def evaluate_suite(
     metrics = summarize_run(plan, suite, lines) | {"has_chat_template": has_chat_template(base.tokenizer)}
     return build_record(
         "eval",
-        config={"plan": plan, "routing": routing.describe(), "adapters": adapters},
+        config={"plan": plan, "routing": routed, "adapters": adapters},
         model=base.describe(),
         data={"suite": suite.name, **suite.describe()},
         device=describe_device(base.device),

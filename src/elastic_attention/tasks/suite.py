@@ -30,6 +30,8 @@ SUITES = {
     "longbench": ("longbench.suite", "LongBenchSuite"),
     "longbench-e": ("longbench.suite", "LongBenchSuite"),
     "longbench-v2": ("longbench.multiple_choice", "MultipleChoiceSuite"),
+    "gsm8k": ("problems.suite", "Gsm8kSuite"),
+    "aime24": ("problems.suite", "AimeSuite"),
     "almanac": ("longbench.almanac", "AlmanacSuite"),
 }
 

@@ -1,7 +1,6 @@
 """Checkpoints of a run: tensors in one safetensors file, no pickle; a run killed at any moment resumes bit-equal."""
 
 import hashlib
-import json
 import logging
 import os
 from dataclasses import dataclass
@@ -10,35 +9,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..config import to_dict
 from ..errors import CheckpointError, ElasticAttentionError
 from ..records import write_file
-from .recipe import Recipe
+from .identity import RunIdentity, fingerprint
 
 _logger = logging.getLogger(__name__)
 FILE = "checkpoint.safetensors"
 PREVIOUS = "checkpoint.previous.safetensors"
 State = dict[str, dict[str, Tensor]]
-# What does not change the result, or by rounding alone, may differ between a run and its resumption.
-_FREE = (
-    "checkpoint_every",
-    "keep_attention",
-    "on_nan",
-    "parallel",
-    "recompute_layers",
-    "validate_every",
-    "validation_samples",
-)
-_FREE_OF_DATA = ("workers", "corpora")  # of the texts their content counts, which the identity of the data holds
-_FREE_OF_PACKS = ("cache", "files", "heldout_files", "sources")
-
-
-def fingerprint(recipe: Recipe, data: str) -> str:
-    """Identity of everything that decides the result: the recipe, and the samples by `Corpus.identity`."""
-    content = {k: v for k, v in to_dict(recipe).items() if k not in _FREE}
-    content["data"] = {k: v for k, v in content["data"].items() if k not in _FREE_OF_DATA}
-    content["data"]["packs"] = {k: v for k, v in content["data"]["packs"].items() if k not in _FREE_OF_PACKS}
-    return hashlib.sha256(json.dumps([content, data], sort_keys=True).encode()).hexdigest()[:16]
+__all__ = ["FILE", "PREVIOUS", "Checkpoint", "fingerprint", "load_checkpoint", "save_checkpoint"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,7 +36,7 @@ class Checkpoint:
 
 
 def save_checkpoint(
-    folder: Path, identity: str, step: int, state: State, optimizers: dict[str, torch.optim.Optimizer]
+    folder: Path, identity: RunIdentity, step: int, state: State, optimizers: dict[str, torch.optim.Optimizer]
 ) -> None:
     """Write the state after `step` steps, whole or not at all; the one before is kept beside it.
 
@@ -71,7 +50,13 @@ def save_checkpoint(
         for i, values in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{name}/{i}/{key}": torch.as_tensor(value) for key, value in values.items()}
     data = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    metadata = {"step": str(step), "fingerprint": identity, "checksum": _checksum(data)}
+    metadata = {
+        "step": str(step),
+        "fingerprint": identity.digest,
+        "run": identity.to_json(),
+        "checksum": _checksum(data),
+    }
+    metadata["seal"] = _seal(metadata)
     try:
         if (folder / FILE).exists():  # from here on it is found under its second name, so at no moment is there none
             os.replace(folder / FILE, folder / PREVIOUS)
@@ -83,14 +68,17 @@ def save_checkpoint(
         ) from error
 
 
-def load_checkpoint(folder: Path, identity: str) -> Checkpoint | None:
+def load_checkpoint(folder: Path, identity: RunIdentity) -> Checkpoint | None:
     """The last whole checkpoint of a run; None if there is none.
 
-    A damaged one is named in the log and removed, and the one before it is taken.
+    A damaged one is named in the log and removed, and the one before it is taken. What a killed process has left
+    half-written is cleared away.
 
     Raises:
         CheckpointError: all that there are are damaged, or they belong to another recipe or other data.
     """
+    for leftover in folder.glob(f".{FILE}.*.tmp"):
+        leftover.unlink(missing_ok=True)
     damage = []
     for path in (folder / FILE, folder / PREVIOUS):
         if not path.exists():
@@ -113,7 +101,7 @@ class _Damaged(Exception):
     """A checkpoint cannot be read."""
 
 
-def _read(path: Path, identity: str) -> Checkpoint:
+def _read(path: Path, identity: RunIdentity) -> Checkpoint:
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -123,12 +111,12 @@ def _read(path: Path, identity: str) -> Checkpoint:
         step, checksum, owner = int(metadata["step"]), metadata["checksum"], metadata["fingerprint"]
     except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
         raise _Damaged(f"{path} is damaged ({error})") from error
-    if checksum != _checksum(tensors):
+    if checksum != _checksum(tensors) or metadata.get("seal", _seal(metadata)) != _seal(metadata):
         raise _Damaged(f"{path} is damaged (its checksum is wrong)")
-    if owner != identity:
+    if owner != identity.digest:
         raise CheckpointError(
-            f"{path} belongs to another recipe, other data or another tokenizer; choose another output folder, or "
-            "remove it."
+            f"{path} belongs to another run: {identity.explain_difference(metadata.get('run'))}. Choose another output "
+            "folder, or remove it."
         )
     state: State = {}
     optimizers: dict[str, dict[int, dict[str, Tensor]]] = {}
@@ -140,6 +128,12 @@ def _read(path: Path, identity: str) -> Checkpoint:
         else:
             state.setdefault(group, {})[rest] = tensor
     return Checkpoint(step=step, state=state, optimizers=optimizers)
+
+
+def _seal(metadata: dict[str, str]) -> str:
+    """Checksum of the metadata, which that of the tensors does not cover."""
+    words = [metadata.get(name, "") for name in ("step", "fingerprint", "run", "checksum")]
+    return hashlib.sha256("\n".join(words).encode()).hexdigest()
 
 
 def _checksum(tensors: dict[str, Tensor]) -> str:

@@ -8,7 +8,7 @@ Shape letters: N tokens of a pack, S samples, L routed layers, G KV heads, D hid
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
@@ -35,6 +35,7 @@ from .sources import SOURCES, build_source
 from .tally import Tally
 
 _MAX_SKIPPED = 3  # steps in a row
+_MAX_NAMED = 5  # samples in a message
 _SUMS = ("loss", "msr", "penalty", "objective")
 
 
@@ -49,6 +50,8 @@ class Engine:
         rank, world_size: of the ranks that read different packs.
         sharers: ranks that hold parts of the same packs, and each the whole penalty.
         is_main: writes the files of the run.
+        skipped: steps left out so far, because their loss or gradient was no number.
+        name_sample: from the identity of a sample to words for messages.
         handle, source, constraint, optimizers: what the recipe asks for.
 
     Raises:
@@ -58,6 +61,7 @@ class Engine:
     rank, world_size = 0, 1
     sharers = 1
     is_main = True
+    name_sample: Callable[[int], str] = str
 
     def __init__(self, recipe: Recipe, model: Any) -> None:
         check_dtypes(model)
@@ -71,7 +75,7 @@ class Engine:
         parameters = self.source.parameters_to_train(), list(self.constraint.parameters())
         self.optimizers = build_optimizers(recipe, *parameters)
         self._output: tuple[Tensor, float] | None = None
-        self._skipped = 0
+        self.skipped = self._skipped_in_a_row = 0
         if recipe.recompute_layers:
             recompute_layers(model, True, keeps_attention=recipe.keep_attention)
 
@@ -166,9 +170,14 @@ class Engine:
                 optimizer.step()
             self.constraint.clamp()
             self.source.after_step()
-        self._skipped = 0 if is_sound else self._skipped + 1
-        if not is_sound and (self.recipe.on_nan == "stop" or self._skipped == _MAX_SKIPPED):
-            raise TrainingDiverged(self._explain(loss, norm))
+            self._skipped_in_a_row = 0
+        elif self.recipe.on_nan == "stop" or self._skipped_in_a_row + 1 == _MAX_SKIPPED:
+            raise TrainingDiverged(
+                f"Step {self.step + 1}: {self._explain(loss, norm)}. The parameters are those of the step before. "
+                "Lower optimizer.learning_rate, remove the samples, or set on_nan = 'skip'."
+            )
+        else:
+            self.skipped, self._skipped_in_a_row = self.skipped + 1, self._skipped_in_a_row + 1
         means = self.tally.means()
         return {
             "loss": loss,
@@ -180,16 +189,15 @@ class Engine:
             "temperature": self.temperature,
             "learning_rate": self.learning_rate,
             "gradient_norm": norm,
-            **({} if is_sound else {"is_skipped": True}),
+            **({} if is_sound else {"skipped": {"count": self.skipped, "reason": self._explain(loss, norm)}}),
         }
 
     def _explain(self, loss: float, norm: float) -> str:
         bad = [int(i) for ids, losses in self._doubtful for i in ids[~torch.isfinite(losses)].tolist()]
-        samples = f"; the loss of the samples {bad} is no number" if bad else ""
-        return (
-            f"Step {self.step + 1}: loss {loss}, gradient norm {norm}{samples}. The parameters are those of the step "
-            "before. Lower optimizer.learning_rate, remove the samples, or set on_nan = 'skip'."
-        )
+        named = [self.name_sample(i) for i in bad[:_MAX_NAMED]]
+        named += [f"{len(bad) - len(named)} more"] if len(bad) > len(named) else []
+        samples = f"; no number is the loss of {', '.join(named)}" if bad else ""
+        return f"loss {loss}, gradient norm {norm}{samples}"
 
     # Held-out samples --------------------------------------------------------------------------------------------
 
@@ -234,13 +242,19 @@ class Engine:
         """Sum the gradients of `parameters` over the ranks."""
 
     def state(self) -> dict[str, dict[str, Tensor]]:
-        """Everything that learns, by group, for a checkpoint; the optimisers are kept beside it."""
-        return {"source": self.source.state(), "constraint": dict(self.constraint.state_dict())}
+        """Everything that a step changes, by group, for a checkpoint; the optimisers are kept beside it."""
+        return {
+            "source": self.source.state(),
+            "constraint": dict(self.constraint.state_dict()),
+            "skipped": {"steps": torch.tensor([self.skipped, self._skipped_in_a_row])},
+        }
 
     def load(self, state: dict[str, dict[str, Tensor]]) -> None:
         """Restore `state()`."""
         self.source.load(state["source"])
         self.constraint.load_state_dict(state.get("constraint", {}))  # not every constraint has multipliers
+        if "skipped" in state:
+            self.skipped, self._skipped_in_a_row = state["skipped"]["steps"].tolist()
 
     def close(self) -> None:
         """Give the model back as it was."""

@@ -1,19 +1,25 @@
 """Curves of a run: JSON lines, which survive a resume, and TensorBoard where it is installed."""
 
+import contextlib
 import json
+import logging
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
 from ..records import write_file
 
+_logger = logging.getLogger(__name__)
 FILE = "log.jsonl"
 
 
 class TrainingLog:
     """Appends one object a step to `log.jsonl` and the same numbers to TensorBoard.
+
+    The lines are strict JSON: a number that is none is null.
 
     Args:
         folder: of the run.
@@ -23,6 +29,8 @@ class TrainingLog:
     def __init__(self, folder: Path, finished: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / FILE
+        for leftover in folder.glob(f".{FILE}.*.tmp"):  # of a killed process
+            leftover.unlink(missing_ok=True)
         kept = [line for line in self._read() if _step_of(line) <= finished]
         write_file(self.path, "".join(f"{line}\n" for line in kept))
         self._stream = self.path.open("a", encoding="utf-8")
@@ -31,7 +39,7 @@ class TrainingLog:
     def _read(self) -> list[str]:
         if not self.path.exists():
             return []
-        return self.path.read_text(encoding="utf-8").splitlines()
+        return self.path.read_text(encoding="utf-8", errors="replace").splitlines()
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Log the numbers of a step; nested dictionaries become curves of one chart.
@@ -39,34 +47,55 @@ class TrainingLog:
         Raises:
             CheckpointError: the disk is full.
         """
-        try:
-            self._stream.write(json.dumps({"step": step, **values}) + "\n")
+        with self._naming_refusals(f"at step {step}"):
+            self._stream.write(json.dumps(_without_nan({"step": step, **values}), allow_nan=False) + "\n")
             self._stream.flush()
-        except OSError as error:
-            raise CheckpointError(
-                f"{self.path} could not be written at step {step} ({error.strerror}). Free some space and run the same "
-                "command again; it goes on from the last checkpoint."
-            ) from error
         if self._board is not None:
-            for name, value in _flatten(values).items():
-                self._board.add_scalar(name, value, step)
+            try:
+                for name, value in _flatten(values).items():
+                    self._board.add_scalar(name, value, step)
+            except OSError as error:  # the lines hold the same numbers
+                _logger.warning("TensorBoard files end at step %d: %s.", step, error)
+                self._board = None
 
     def sync(self) -> None:
-        """Bring all lines to the disk, so that none is younger than the checkpoint that follows."""
-        os.fsync(self._stream.fileno())
+        """Bring all lines to the disk, so that none is younger than the checkpoint that follows.
+
+        Raises:
+            CheckpointError: the disk is full.
+        """
+        with self._naming_refusals("to the disk"):
+            os.fsync(self._stream.fileno())
 
     def close(self) -> None:
-        """Flush and close."""
-        self._stream.close()
-        if self._board is not None:
-            self._board.close()
+        """Close the files; every line was flushed when it was written."""
+        for file in (self._stream, self._board):
+            if file is not None:
+                with contextlib.suppress(OSError):  # of a full disk, which `write` has named
+                    file.close()
+
+    @contextlib.contextmanager
+    def _naming_refusals(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.path} could not be written {what} ({error.strerror}). Free some space and run the same command "
+                "again; it goes on from the last checkpoint."
+            ) from error
 
 
 def _step_of(line: str) -> float:
     try:
         return json.loads(line)["step"]
-    except ValueError:  # a killed run may leave half a line
+    except (ValueError, TypeError, KeyError):  # a killed run may leave half a line
         return math.inf
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_nan(item) for name, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, float]:

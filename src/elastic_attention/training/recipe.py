@@ -7,109 +7,25 @@ from typing import Any
 
 from ..config import SparsePattern, StreamingConfig, XAttentionConfig, from_dict, read_toml
 from ..errors import RecipeError
-from .data.fitting import POLICIES
-from .data.formats import FORMATS
+from .data.config import DataConfig, PackConfig, SourceConfig
 from .losses import LOSSES
 from .objective import CONSTRAINTS
 from .parallel.config import ParallelConfig
 from .sources import SOURCES
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SourceConfig:
-    """A data set in its own format.
-
-    Attributes:
-        format: of `data.formats.FORMATS`.
-        category: of its samples.
-        files, heldout_files: `*.jsonl`, `*.json` (one array), `*.parquet` or a Hugging Face dataset on disk.
-        task: name of its samples in reports, None = the format.
-        shots: rows before each sample's own that become worked examples in its context.
-    """
-
-    format: str
-    category: str
-    files: tuple[str, ...]
-    heldout_files: tuple[str, ...] = ()
-    task: str | None = None
-    shots: int = 0
-
-    def __post_init__(self) -> None:
-        if self.format not in FORMATS:
-            raise ValueError(f"data.packs.sources.format={self.format!r} is unknown; use one of {list(FORMATS)}.")
-        if self.shots < 0:
-            raise ValueError(f"data.packs.sources.shots={self.shots} must be at least 0.")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PackConfig:
-    """Samples joined to packs without padding, from files of records or from the generated kinds.
-
-    Attributes:
-        files: records as `*.jsonl`, `*.parquet` or a Hugging Face dataset on disk.
-        heldout_files: records to validate on.
-        sources: data sets in formats of their own, beside the files; without files and sources samples are generated.
-        samples: number of generated samples; files tell theirs.
-        tokens: of a pack, at most.
-        per_step: packs of an optimiser step, on all ranks together.
-        bad_records: what becomes of records that miss an answer, say: "error" or "skip".
-        over_long: what becomes of samples longer than a pack: "error", "skip", or "truncate_middle" (of the context).
-        lookahead: samples that may wait for a pack with room; more fill packs better and shuffle less.
-        cache: folder of tokenised samples, None = the user's cache.
-        template: further variables of the chat template, such as `enable_thinking = false`.
-    """
-
-    files: tuple[str, ...] = ()
-    heldout_files: tuple[str, ...] = ()
-    sources: tuple[SourceConfig, ...] = ()
-    samples: int = 1024
-    tokens: int = 65_536
-    per_step: int = 24
-    bad_records: str = "error"
-    over_long: str = "error"
-    lookahead: int = 64
-    cache: str | None = None
-    template: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for name in ("samples", "tokens", "per_step", "lookahead"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"data.packs.{name}={getattr(self, name)} must be at least 1.")
-        if self.over_long not in POLICIES:
-            raise ValueError(f"data.packs.over_long={self.over_long!r} is unknown; use one of {list(POLICIES)}.")
-        if self.bad_records not in ("error", "skip"):
-            raise ValueError(f"data.packs.bad_records={self.bad_records!r} is unknown; use 'error' or 'skip'.")
-
-    @property
-    def has_files(self) -> bool:
-        """Are there files, so that nothing is generated?"""
-        return bool(self.files or self.sources)
-
-    @property
-    def has_heldout(self) -> bool:
-        """Is there anything to validate on?"""
-        return not self.has_files or bool(self.heldout_files or any(s.heldout_files for s in self.sources))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DataConfig:
-    """Samples of a run; the packs of a step are a function of (seed, step) alone.
-
-    Attributes:
-        kinds: kinds of `tasks.KINDS` in equal shares; empty = all of them.
-        corpora: folder made by `python -m elastic_attention.tasks.corpora`, None = the texts inside the package.
-        lengths: prompt lengths of generated samples in tokens, taken in turn.
-        workers: processes that make samples and tokens; any number gives the same ones.
-        loss_on: "response" (answer tokens) or "all" (prompt tokens too, as the released code does).
-        packs: how samples come together.
-    """
-
-    kinds: tuple[str, ...] = ()
-    corpora: str | None = None
-    lengths: tuple[int, ...] = (1024, 2048, 4096, 8192)
-    workers: int = 0
-    loss_on: str = "response"
-    packs: PackConfig = field(default_factory=PackConfig)
+SCHEDULES = ("cosine", "exponential")
+__all__ = [
+    "DataConfig",
+    "Interval",
+    "ObjectiveConfig",
+    "OptimizerConfig",
+    "PackConfig",
+    "Recipe",
+    "RouteConfig",
+    "SourceConfig",
+    "TemperatureConfig",
+    "load_recipe",
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -195,17 +111,33 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TemperatureConfig:
-    """Cosine from `start` to `end` over the first `ratio` of the steps, then constant (released code: 1.5, 1.0, .6)."""
+    """Temperature of the noise that routes are drawn with, from `start` down to `end`.
 
+    Attributes:
+        schedule: "cosine" over the first `ratio` of the steps, then constant (released code: 1.5, 1.0, .6); or
+            "exponential", max(end, start * exp(-rate * p)) (Elastic Attention, Eq. 14).
+        ratio: of "cosine".
+        rate: r of Eq. 14.
+        final_p: p of Eq. 14 after the last step. The paper does not say what p is; here it rises from 0 in proportion
+            to the steps, so 1 makes it the share of the steps that are done.
+    """
+
+    schedule: str = "cosine"
     start: float = 1.5
     end: float = 0.4
     ratio: float = 0.6
+    rate: float = 0.6
+    final_p: float = 1.0
 
     def __post_init__(self) -> None:
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"temperature.schedule={self.schedule!r} is unknown; use one of {list(SCHEDULES)}.")
         if not (self.start > 0 and self.end > 0 and 0.0 <= self.ratio <= 1.0):
             raise ValueError(
                 f"temperature.start={self.start} and end={self.end} must be above 0, ratio={self.ratio} in [0, 1]."
             )
+        if not (self.rate >= 0 and self.final_p >= 0):
+            raise ValueError(f"temperature.rate={self.rate} and final_p={self.final_p} must be at least 0.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -275,16 +207,15 @@ class Recipe:
         ):
             if value not in known:
                 raise ValueError(f"{name}={value!r} is unknown; use one of {list(known)}.")
-        if self.steps < 1:
-            raise ValueError(f"steps={self.steps} must be at least 1.")
+        for name, least in (("steps", 1), ("checkpoint_every", 0), ("validate_every", 0), ("validation_samples", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}.")
         if self.validate_every and not self.data.packs.has_heldout:
             raise ValueError("validate_every needs data.packs.heldout_files; name some, or set validate_every = 0.")
         if self.data.kinds and self.data.packs.has_files:
             raise ValueError("data.kinds are of generated samples, which the files of data.packs replace; give one.")
         if unknown := {source.category for source in self.data.packs.sources} - set(self.intervals):
             raise ValueError(f"[intervals] misses {sorted(unknown)}, categories of data.packs.sources; add them.")
-        if not self.data.lengths:
-            raise ValueError("data.lengths is empty; name at least one prompt length in tokens.")
         if self.full_pattern != "full" and not isinstance(self.pattern, StreamingConfig | None):
             raise ValueError(f"full_pattern={self.full_pattern} needs a streaming pattern, got {self.pattern}.")
         if not self.intervals:

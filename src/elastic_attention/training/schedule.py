@@ -16,6 +16,8 @@ def learning_rate_at(config: OptimizerConfig, step: int, steps: int) -> float:
 
 
 def temperature_at(config: TemperatureConfig, step: int, steps: int) -> float:
-    """Cosine from start to end over the first `ratio` of the steps, then end."""
-    span = max(1.0, config.ratio * steps)
-    return config.end + 0.5 * (config.start - config.end) * (1 + math.cos(math.pi * min(1.0, step / span)))
+    """Temperature of a step, which counts from 0; `TemperatureConfig` says how it falls."""
+    if config.schedule == "exponential":
+        return max(config.end, config.start * math.exp(-config.rate * config.final_p * step / steps))
+    progress = min(1.0, step / (config.ratio * steps)) if config.ratio else 1.0
+    return config.end + 0.5 * (config.start - config.end) * (1 + math.cos(math.pi * progress))

@@ -5,24 +5,28 @@ checkpoint holds parameters, multipliers and moments, and nothing else.
 """
 
 import logging
+import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ..config import to_dict
-from ..errors import RecipeError, TrainingDiverged
+from ..errors import CheckpointError, RecipeError, TrainingDiverged
 from ..models.loading import load_model
-from .checkpoints import fingerprint, load_checkpoint, save_checkpoint
+from .checkpoints import load_checkpoint, save_checkpoint
 from .data.batch import PackedBatch
 from .data.steps import PackedSteps, read_heldout, stream_steps
 from .engine import Engine
+from .identity import identify_run
 from .log import TrainingLog
+from .progress import show_steps
 from .recipe import Recipe
 from .stopping import StopRequest
 from .validation import validate
 
 _logger = logging.getLogger(__name__)
+ADAPTER, ADAPTER_SO_FAR = "adapter", "adapter-so-far"
 
 
 def train(
@@ -41,15 +45,17 @@ def train(
 
     Args:
         recipe: the run.
-        output: folder for `log.jsonl`, checkpoints, TensorBoard files and, at the end, `adapter/`.
+        output: folder for `log.jsonl`, checkpoints, TensorBoard files and, at the end, `adapter/`; a run that is
+            stopped leaves `adapter-so-far/`.
         device: "cpu", "cuda", …; None = the GPU if there is one.
         max_seconds: stop early after a checkpoint; call again to go on.
         model, tokenizer: use these instead of loading `recipe.model`.
         build_engine: (recipe, model) -> what computes; all ranks of a sharded one call `train` alike.
 
     Returns:
-        {"steps", "is_finished", "seconds", "tokens", "data", "validation", "adapter"}: `data` is what
-        `Corpus.report` says, `validation` what `validate` says, None without held-out files.
+        {"steps", "is_finished", "seconds", "tokens", "skipped_steps", "data", "validation", "adapter"}: `skipped_steps`
+        had a loss or gradient that is no number; `data` is what `Corpus.report` says, `validation` what `validate`
+        says, None without held-out files or before the end of the run.
 
     Raises:
         RecipeError, DataError, CheckpointError, UnsupportedModel, TrainingDiverged: what is wrong and what to do.
@@ -76,20 +82,33 @@ class _Run:
             world_size=engine.world_size,
         )
         check_fit(engine.model, self.data)
-        self.identity = fingerprint(recipe, self.data.corpus.identity)
+        self.identity = identify_run(recipe, self.data.corpus.identity)
         self.heldout = self._read_heldout()  # now, so that what is wrong with it is said before the first step
-        engine.check_same(self.identity)
+        engine.check_same(self.identity.digest)
+        engine.name_sample = self.data.corpus.where
+        self._announce()
+
+    def _announce(self) -> None:
+        rows = self.data.corpus.report()["categories"]
+        counts = ", ".join(f"{row['samples']:,} {name}" for name, row in rows.items())
+        tokens = sum(row["tokens"] for row in rows.values())
+        heldout = sum(len(pack.categories) for pack in self.heldout)
+        _logger.info("Samples: %s, of %s tokens together; %d held out.", counts, f"{tokens:,}", heldout)
+        if absent := sorted(name for name in self.recipe.intervals if not rows.get(name, {}).get("samples")):
+            _logger.warning("No sample is of %s, which [intervals] names.", ", ".join(absent))
 
     def execute(self, max_seconds: float | None) -> dict[str, Any]:
         start, began, tokens = self._resume(), time.monotonic(), 0
         done, total = start, self.recipe.steps
         log = TrainingLog(self.output, start) if self.engine.is_main else None
-        with StopRequest(self.output, max_seconds) as request:
+        bar = show_steps(start, total, is_shown=self.engine.is_main)
+        with StopRequest(self.output, max_seconds) as request, bar as advance:
             try:
-                for step, packs in enumerate(self._show_progress(stream_steps(self.data, start), start), start):
+                for step, packs in enumerate(stream_steps(self.data, start), start):
                     values = self._step(step, packs)
                     tokens += sum(len(pack.input_ids) for pack in packs)
                     done = step + 1
+                    advance(done, values)
                     if self._is_due(self.recipe.validate_every, done):
                         values["validation"] = self._validate()
                     reason = request.reason if done < total else None
@@ -122,20 +141,24 @@ class _Run:
         return self.engine.finish_step()
 
     def _finish(self, done: int, tokens: int, seconds: float) -> dict[str, Any]:
-        result: dict[str, Any] = {
+        is_finished = done == self.recipe.steps
+        folder = self.output / (ADAPTER if is_finished else ADAPTER_SO_FAR)
+        validation = self._validate() if is_finished else None
+        if self.engine.is_main:
+            facts = {"recipe": to_dict(self.recipe), "steps": done, "validation": validation}
+            self.engine.source.export(folder, facts)
+            if is_finished:
+                shutil.rmtree(self.output / ADAPTER_SO_FAR, ignore_errors=True)
+        return {
             "steps": done,
-            "is_finished": done == self.recipe.steps,
+            "is_finished": is_finished,
             "seconds": seconds,
             "tokens": tokens,
+            "skipped_steps": self.engine.skipped,
             "data": self.data.corpus.report(),
+            "validation": validation,
+            "adapter": str(folder),
         }
-        if result["is_finished"]:
-            result["validation"] = self._validate()
-            if self.engine.is_main:
-                facts = {"recipe": to_dict(self.recipe), "validation": result["validation"]}
-                self.engine.source.export(self.output / "adapter", facts)
-            result["adapter"] = str(self.output / "adapter")
-        return result
 
     def _is_due(self, every: int, done: int) -> bool:
         return bool(every) and done % every == 0 and done < self.recipe.steps
@@ -156,16 +179,16 @@ class _Run:
         checkpoint = load_checkpoint(self.output, self.identity)
         if checkpoint is None:
             return 0
-        self.engine.load(checkpoint.state)
-        checkpoint.restore(self.engine.optimizers)
+        try:
+            self.engine.load(checkpoint.state)
+            checkpoint.restore(self.engine.optimizers)
+        except (RuntimeError, KeyError, ValueError) as error:
+            raise CheckpointError(
+                f"The checkpoint in {self.output} is of another model than {self.recipe.model} ({error}). Choose "
+                "another output folder, or remove it."
+            ) from error
         _logger.info("Going on after step %d of %d.", checkpoint.step, self.recipe.steps)
         return checkpoint.step
-
-    def _show_progress(self, steps: Iterable[list[PackedBatch]], start: int) -> Iterable[list[PackedBatch]]:
-        from rich.progress import track
-
-        total = self.recipe.steps - start
-        return track(steps, description="training", total=total) if self.engine.is_main else steps
 
 
 def check_fit(model: Any, data: PackedSteps) -> None:

@@ -10,6 +10,7 @@ from ..errors import ElasticAttentionError
 from ..records import read_record, write_file
 from .eval_tables import render_eval_methods, render_eval_tasks
 from .markdown import render_caption
+from .paper_tables import render_checks, render_verdicts
 from .renderers import (
     render_bench_cpu,
     render_demo,
@@ -72,6 +73,11 @@ TABLES = {
 for _name in ("mixture", "ruler", "longbench", "longbench_e", "longbench_v2", "almanac", "methods", "extrapolation"):
     TABLES[_name] = TableSource(record=f"{_name}.json", render=render_eval_tasks)
     TABLES[f"{_name}_methods"] = TableSource(record=f"{_name}.json", render=render_eval_methods)
+
+# The papers' claims: results/paper_MODEL.json gives the verdicts and the checks behind them.
+for _name in ("paper_smollm2", "paper_coder"):
+    TABLES[_name] = TableSource(record=f"{_name}.json", render=render_verdicts)
+    TABLES[f"{_name}_checks"] = TableSource(record=f"{_name}.json", render=render_checks)
 
 
 def update_tables(readme: Path, results: Path, check: bool) -> list[str]:

@@ -11,7 +11,7 @@ from elastic_attention import StreamingConfig
 from elastic_attention.kernels.arguments import make_outputs
 from elastic_attention.kernels.block_lists import BlockLists
 from elastic_attention.kernels.spans import Spans
-from elastic_attention.kernels.triton import backward, blended, mixing, prefill, shapes
+from elastic_attention.kernels.triton import backward, block_gradients, blended, mixing, prefill, shapes
 
 CASE = ""
 launch = JITFunction.run
@@ -49,6 +49,9 @@ def go(width, *, dtype=torch.bfloat16, block=128, group=4, layout="whole", with_
     modes, route = torch.zeros(1, kv_heads, dtype=torch.int32), torch.zeros(1, kv_heads)
     scale = width**-0.5
     prefill.attend_triton(q, k, v, modes, config, scale, spans=given, lists=lists, dense_rows=rows)
+    if with_lists:
+        lse, seen = torch.empty(q.shape[:3]), torch.zeros(1, 1, 8, 8, dtype=torch.bool)
+        block_gradients.differentiate_blocks(q, q, k, v, q, lse, seen, rows, 128, scale, given)
     if lists is None and rows is None:
         shape = shapes.choose_shape(q, is_blended=True)
         _, paths = blended.launch_blend(q, k, v, route, config, scale, given, shape, shapes.takes_descriptors(q))
@@ -65,6 +68,7 @@ if __name__ == "__main__":
     go(128)
     go(128, block=64, group=3)
     go(128, layout="packed", block=64)
+    go(64, layout="packed", group=7, with_lists=True, with_rows=True)
     go(128, with_lists=True)
     go(128, layout="padded", with_lists=True, with_rows=True, block=64)
     go(256, group=2)

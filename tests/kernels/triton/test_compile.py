@@ -16,7 +16,7 @@ def test_shipped_kernels_compile_for_hopper_without_spills():
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     found = [json.loads(line) for line in done.stdout.splitlines()]
-    gradients = "_weigh", "sweep_queries", "sweep_keys"
+    gradients = "_weigh", "sweep_queries", "sweep_keys", "sweep_block_queries", "sweep_block_keys"
     assert {kernel["name"] for kernel in found} == {"_prefill", "_blend", "_mix", *gradients}
     for kernel in found:
         print(*kernel.values(), sep="\t")  # pytest -s

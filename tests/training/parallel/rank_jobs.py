@@ -1,4 +1,4 @@
-"""What the processes of a test do, and how they are started: two on the CPU, over gloo."""
+"""What the processes of a test do, and how they are started: two on the CPU over gloo, or one each on two GPUs."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ from elastic_attention.training.engine import Engine
 from elastic_attention.training.parallel.config import ParallelConfig
 from elastic_attention.training.parallel.engine import ParallelEngine
 from elastic_attention.training.parallel.launch import train_on_ranks
-from elastic_attention.training.parallel.ranks import join_ranks
+from elastic_attention.training.parallel.ranks import choose_local_device, join_ranks
 from elastic_attention.training.parallel.ulysses import SequenceExchange, cut_evenly
 
 SIZE = 2
@@ -69,10 +69,23 @@ class Pair:
 def _work(rank, folder, tasks):
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(SIZE)}
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=SIZE)
+    if own_device() != "cpu":
+        torch.cuda.set_device(rank)
+    backend = "gloo" if own_device() == "cpu" else "cpu:gloo,cuda:nccl"
+    dist.init_process_group(backend, init_method=f"file://{folder}/store", rank=rank, world_size=SIZE)
     while True:
         job, place, arguments, number = tasks.get()
         write_file(folder / f"{number}-{rank}.json", json.dumps(job(rank, place, *arguments)))
+
+
+def own_device():
+    """The device of this process."""
+    return choose_local_device(None) if torch.cuda.device_count() >= SIZE else "cpu"
+
+
+def place(made):
+    """Model, tokenizer and device of a run, on the device of this process."""
+    return made | {"model": made["model"].to(own_device()), "device": own_device()}
 
 
 def one_step(engine, recipe, tokenizer):
@@ -91,12 +104,12 @@ def one_step(engine, recipe, tokenizer):
     engine.start_step(0)
     packs = data[0]
     for pack in packs:
-        engine.accumulate(pack)
+        engine.accumulate(pack.to(engine.device))
     values = engine.finish_step()
     named = zip(engine.source.state(), engine.source.parameters_to_train(), strict=False)
     gradients = {name: parameter.grad.clone() for name, parameter in named}
     gradients |= {f"constraint.{name}": p.grad.clone() for name, p in engine.constraint.named_parameters()}
-    measured = {name: value.tolist() for name, value in engine.measure(packs[0]).items()}
+    measured = {name: value.tolist() for name, value in engine.measure(packs[0].to(engine.device)).items()}
     return {"values": values, "measured": measured}, gradients
 
 
@@ -104,7 +117,7 @@ def steps_alone(recipes, make_parts):
     """`one_step` of each recipe on one process."""
     results = {}
     for name, recipe in recipes.items():
-        parts = make_parts()
+        parts = place(make_parts())
         engine = Engine(recipe, parts["model"])
         results[name] = one_step(engine, recipe, parts["tokenizer"])
         engine.close()
@@ -115,8 +128,8 @@ def take_steps(rank, folder, recipes, make_parts):
     """`one_step` of each recipe, on two processes."""
     results = {}
     for name, recipe in recipes.items():
-        parts = make_parts()
-        with join_ranks(recipe.parallel, torch.device("cpu")) as ranks:
+        parts = place(make_parts())
+        with join_ranks(recipe.parallel, torch.device(own_device())) as ranks:
             engine = ParallelEngine(recipe, parts["model"], ranks)
             results[name], gradients = one_step(engine, recipe, parts["tokenizer"])
             engine.close()
@@ -164,14 +177,14 @@ def make_heads(num_q_heads, num_kv_heads, num_tokens, head_dim=2):
 
 def train_twice(rank, folder, recipe, make_parts):
     """A whole run, and one that stops after its first step and goes on."""
-    whole = train_on_ranks(recipe, folder / "whole", **make_parts())
-    first = train_on_ranks(recipe, folder / "cut", max_seconds=0, **make_parts())
+    whole = train_on_ranks(recipe, folder / "whole", **place(make_parts()))
+    first = train_on_ranks(recipe, folder / "cut", max_seconds=0, **place(make_parts()))
     if rank == 0:
         (folder / "first").mkdir()
         for file in (folder / "cut").glob("*.*"):
             if file.is_file():
                 (folder / "first" / file.name).write_bytes(file.read_bytes())
-    second = train_on_ranks(recipe, folder / "cut", **make_parts())
+    second = train_on_ranks(recipe, folder / "cut", **place(make_parts()))
     return {"steps": [whole["steps"], first["steps"], second["steps"]], "validation": whole["validation"]}
 
 
@@ -187,7 +200,7 @@ def lose_one(rank, folder, recipe, make_parts):
     ParallelEngine.accumulate = die
     recipe = dataclasses.replace(recipe, parallel=ParallelConfig(timeout_seconds=PATIENCE_SECONDS))
     try:
-        train_on_ranks(recipe, folder / "lost", **make_parts())
+        train_on_ranks(recipe, folder / "lost", **place(make_parts()))
     except ElasticAttentionError as error:
         return {"error": type(error).__name__, "message": str(error)}
     return {}
@@ -196,7 +209,7 @@ def lose_one(rank, folder, recipe, make_parts):
 def differ(rank, folder, recipes, make_parts):
     """Each process has a recipe of its own."""
     try:
-        train_on_ranks(recipes[rank], folder / "differ", **make_parts())
+        train_on_ranks(recipes[rank], folder / "differ", **place(make_parts()))
     except ElasticAttentionError as error:
         return {"error": type(error).__name__, "message": str(error)}
     return {}
@@ -213,7 +226,7 @@ def stop_second(rank, folder, recipe, make_parts):
 
     ParallelEngine.accumulate = interrupted
     try:
-        first = train_on_ranks(recipe, folder / "stopped", **make_parts())
+        first = train_on_ranks(recipe, folder / "stopped", **place(make_parts()))
     finally:
         ParallelEngine.accumulate = accumulate
-    return [first["steps"], train_on_ranks(recipe, folder / "stopped", **make_parts())["steps"]]
+    return [first["steps"], train_on_ranks(recipe, folder / "stopped", **place(make_parts()))["steps"]]

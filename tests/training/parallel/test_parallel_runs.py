@@ -4,7 +4,7 @@ import dataclasses
 import json
 
 import torch
-from rank_jobs import Pair, differ, lose_one, stop_second, train_twice
+from rank_jobs import Pair, differ, lose_one, place, stop_second, train_twice
 from safetensors.torch import load_file
 from tiny_runs import make_recipe, parts
 
@@ -30,7 +30,7 @@ def test_resumed_run_is_the_whole_run(pair, tmp_path):
 
     # The same run goes on alone: same packs, same noise, the same loss but for rounding.
     alone = dataclasses.replace(recipe, parallel=ParallelConfig())
-    assert train(alone, tmp_path / "first", **parts())["steps"] == 4
+    assert train(alone, tmp_path / "first", **place(parts()))["steps"] == 4
     for one, other in zip(read_log(tmp_path / "whole"), read_log(tmp_path / "first"), strict=True):
         assert one["step"] == other["step"]
         assert abs(one["loss"] - other["loss"]) < TOLERANCE * abs(one["loss"])
@@ -64,4 +64,4 @@ def test_a_process_that_dies_is_named_and_nothing_is_lost(tmp_path):
     assert survivor["error"] == "LostRank"
     assert "the ranks [1] did not answer" in survivor["message"] and "last checkpoint" in survivor["message"]
     assert [line["step"] for line in read_log(tmp_path / "lost")] == [1]
-    assert train(recipe, tmp_path / "lost", **parts())["steps"] == 4
+    assert train(recipe, tmp_path / "lost", **place(parts()))["steps"] == 4

@@ -8,7 +8,7 @@ import torch
 from rank_jobs import load_gradients, steps_alone, take_steps
 from tiny_runs import make_recipe, parts
 
-from elastic_attention.config import TriangleConfig
+from elastic_attention.config import TriangleConfig, XAttentionConfig
 from elastic_attention.training.parallel.config import ParallelConfig
 from elastic_attention.training.recipe import OptimizerConfig, RouteConfig
 
@@ -30,12 +30,18 @@ def make_recipes(folder):
         "triangle": dataclasses.replace(
             recipe, parallel=shared, pattern=TriangleConfig(num_sink_tokens=16, local_window=32, block_size=16)
         ),
+        "xattention": dataclasses.replace(
+            recipe,
+            parallel=shared,
+            pattern=XAttentionConfig(block_size=16, stride=4),
+            recompute_layers=True,
+        ),
         "layers": dataclasses.replace(recipe, parallel=shared, routes=layers),
         "alpha": dataclasses.replace(recipe, parallel=shared, routes=alpha),
     }
 
 
-NAMES = ("packs", "tokens", "tokens_and_weights", "triangle", "layers", "alpha")
+NAMES = ("packs", "tokens", "tokens_and_weights", "triangle", "xattention", "layers", "alpha")
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+from rank_jobs import own_device
 from tiny_runs import make_recipe, parts
 
 import elastic_attention
@@ -68,7 +69,8 @@ def test_torchrun_trains_a_recipe_and_starts_it_again_after_a_death(tmp_path):
     (tmp_path / "tiny.toml").write_text(RECIPE.format(folder=tmp_path))
     (tmp_path / "driver.py").write_text(DRIVER)
     start = ["-m", "torch.distributed.run", "--standalone", "--max-restarts", "1", "--nproc-per-node", "2", "driver.py"]
-    options = ["train", "tiny.toml", "--output", "run", "--device", "cpu", "--json", "record.json"]
+    options = ["train", "tiny.toml", "--output", "run", "--json", "record.json"]
+    options += ["--device", "cpu"] if own_device() == "cpu" else []
     source = os.path.dirname(os.path.dirname(elastic_attention.__file__))
     path = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}

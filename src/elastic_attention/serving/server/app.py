@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 from ..requests import read_route_request
 from .body import BodyLimit
 from .engine import Answer, AnswerEngine, AnswerFailed, Ending, Job, ServerBusy
+from .hosts import HostCheck
 from .metrics import ServerMetrics
 from .replies import Reply, make_error
 from .schema import ChatRequest, CompletionRequest
@@ -28,15 +29,25 @@ class Refused(Exception):
         self.status, self.code = status, code
 
 
-def build_app(engine: AnswerEngine, *, name: str, metrics: ServerMetrics, budget: float = 0.0) -> FastAPI:
+def build_app(
+    engine: AnswerEngine,
+    *,
+    name: str,
+    metrics: ServerMetrics,
+    budget: float = 0.0,
+    allowed_hosts: frozenset[str] | None = None,
+) -> FastAPI:
     """The application.
 
     Args:
         name: of the model, as requests call it.
         budget: where a request names none.
+        allowed_hosts: names under which it may be asked for; None = all.
     """
     app = FastAPI(title="elastic-attention", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(BodyLimit, limits=engine.limits, note_refusal=metrics.note_refusal)
+    if allowed_hosts is not None:
+        app.add_middleware(HostCheck, allowed=allowed_hosts, note_refusal=metrics.note_refusal)
     _add_refusals(app, metrics)
     checks = _Checks(engine, name, budget)
 

@@ -1,10 +1,12 @@
 """Running the application until it is stopped."""
 
 import signal
+from collections.abc import Iterable
 from typing import Any
 
 from .app import build_app
 from .engine import AnswerEngine
+from .hosts import list_allowed_hosts
 from .limits import ServerLimits
 from .metrics import ServerMetrics
 
@@ -12,12 +14,21 @@ GRACE_SECONDS = 5
 
 
 def run_server(
-    handle: Any, tokenizer: Any, limits: ServerLimits, *, name: str, host: str, port: int, budget: float = 0.0
+    handle: Any,
+    tokenizer: Any,
+    limits: ServerLimits,
+    *,
+    name: str,
+    host: str,
+    port: int,
+    budget: float = 0.0,
+    allowed_hosts: Iterable[str] = (),
 ) -> dict[str, float]:
     """Serve an attached model until SIGINT or SIGTERM; from the main thread, which keeps ignoring them afterwards.
 
     Args:
         name: of the model, as requests call it.
+        allowed_hosts: see `list_allowed_hosts`.
 
     Returns:
         What was served: requests by how they ended, prompt_tokens, new_tokens.
@@ -30,7 +41,8 @@ def run_server(
     metrics = ServerMetrics()
     engine = AnswerEngine(handle, tokenizer, limits)
     try:
-        app = build_app(engine, name=name, metrics=metrics, budget=budget)
+        allowed = list_allowed_hosts(host, allowed_hosts)
+        app = build_app(engine, name=name, metrics=metrics, budget=budget, allowed_hosts=allowed)
         config = uvicorn.Config(
             app,
             host=host,

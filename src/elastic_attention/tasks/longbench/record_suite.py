@@ -109,17 +109,30 @@ class RecordSuite(ABC):
                 continue
             facts = self.describe_sample(task, record)
             try:
-                prompt, ids = fit_prompt(
-                    self.write_prompt(task, record),
-                    tokenizer,
-                    task=task,
-                    length=length,
-                    max_new_tokens=facts["max_new_tokens"],
-                    is_chat=self.is_chat(task),
-                    max_prompt_tokens=self.max_prompt_tokens,
-                    is_joined=self.is_joined,
-                )
+                prompt, ids = self.fit(task, record, facts, length, tokenizer)
             except DataError as error:
                 yield Skipped(task=task, index=index, length=length, reason=f"{place}: {error}")
                 continue
             yield SuiteSample(task=task, index=index, length=length, prompt=prompt, prompt_ids=tuple(ids), **facts)
+
+    def fit(
+        self, task: str, record: Mapping[str, Any], facts: Mapping[str, Any], length: int, tokenizer: Tokenizer
+    ) -> tuple[str, list[int]]:
+        """The prompt as the model reads it, and its tokens; what is too long loses its middle.
+
+        Args:
+            facts: of `describe_sample`.
+
+        Raises:
+            DataError: `length` leaves no room for it.
+        """
+        return fit_prompt(
+            self.write_prompt(task, record),
+            tokenizer,
+            task=task,
+            length=length,
+            max_new_tokens=facts["max_new_tokens"],
+            is_chat=self.is_chat(task),
+            max_prompt_tokens=self.max_prompt_tokens,
+            is_joined=self.is_joined,
+        )

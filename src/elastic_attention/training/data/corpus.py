@@ -62,6 +62,7 @@ class Corpus:
         self._stores = [
             tokenize_source(source, encoder, folder, workers=workers, bad_records=bad_records) for source in sources
         ]
+        self._sources = tuple(sources)
         self.skipped = [reason for store in self._stores for reason in store.facts["skipped"]]
         self._starts = np.cumsum([0, *map(len, self._stores)]).tolist()
         self.category_names = sorted({name for store in self._stores for name in store.category_names})
@@ -69,14 +70,9 @@ class Corpus:
         lengths = np.concatenate([store.column("length") for store in self._stores])
         contexts = [store.column("context_last") - store.column("context_first") for store in self._stores]
 
-        def where(number: int) -> str:
-            store = bisect_right(self._starts, number) - 1
-            row = self._stores[store].column("row")[number - self._starts[store]]
-            return sources[store].where(int(row))
-
         for number, name in enumerate(self.category_names):
             if known is not None and name not in known:
-                first = where(int(np.flatnonzero(self.categories == number)[0]))
+                first = self.where(int(np.flatnonzero(self.categories == number)[0]))
                 raise DataError(f"{first}: category {name!r} has no interval; add one to [intervals]: {sorted(known)}.")
         self.fitting: Fitting = fit_samples(
             lengths,
@@ -84,7 +80,7 @@ class Corpus:
             [self.category_names[i] for i in self.categories],
             capacity=capacity,
             policy=over_long,
-            where=where,
+            where=self.where,
         )
         self.lengths = lengths - self.fitting.removed
         if self.skipped:
@@ -94,6 +90,11 @@ class Corpus:
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    def where(self, number: int) -> str:
+        """The place of a sample in the files of the run, for messages."""
+        which = bisect_right(self._starts, number) - 1
+        return self._sources[which].where(int(self._stores[which].column("row")[number - self._starts[which]]))
 
     def _number_categories(self, store: SampleStore) -> np.ndarray:
         numbers = np.array([self.category_names.index(name) for name in store.category_names])

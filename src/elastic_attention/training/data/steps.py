@@ -9,8 +9,8 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from ...errors import RecipeError
 from ...tasks import KINDS
-from ..recipe import DataConfig, PackConfig
 from .batch import PackedBatch, join_samples
+from .config import DataConfig, PackConfig
 from .corpus import Corpus
 from .encoding import Encoder
 from .formats import FormattedSource

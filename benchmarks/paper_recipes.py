@@ -1,0 +1,165 @@
+"""From a recipe of a model to those of the claims: how much is trained, on what, and towards which sparsity."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from paper_claims import Training
+from paper_statistics import ROBUST
+
+from elastic_attention.config import XAttentionConfig
+from elastic_attention.records import write_file
+from elastic_attention.tasks import KINDS
+from elastic_attention.training.recipe import DataConfig, Interval, PackConfig, Recipe
+
+LEARNING_RATES = {"static": 0.1, "hard_concrete": 0.1, "alpha": 0.02}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scale:
+    """A model and sizes that suit it.
+
+    Attributes:
+        name: of the model, in the names of records.
+        recipe: of its head routers.
+        lengths: by suite, in tokens.
+        short: most tokens of the samples of short training.
+        steps, step_tokens: of every training.
+        pooled: tokens at each end where a claim does not say.
+        training_rate, reading_rate: tokens a second on one H200, for estimates.
+    """
+
+    name: str
+    recipe: str
+    lengths: dict[str, tuple[int, ...]]
+    short: int
+    steps: int
+    step_tokens: int
+    training_rate: float
+    reading_rate: float
+
+
+SCALES = {
+    "smollm2": Scale(
+        name="smollm2",
+        recipe="smollm2-head-router.toml",
+        lengths={"mixture": (2048, 4096, 8000), "ruler": (2048, 4096, 8192), "almanac": (2048, 4096, 8192)},
+        short=2048,
+        steps=80,
+        step_tokens=32_768,
+        training_rate=90_000,
+        reading_rate=350_000,
+    ),
+    "qwen2.5-coder": Scale(
+        name="coder",
+        recipe="qwen2.5-coder-head-router.toml",
+        lengths={"mixture": (4096, 16_384, 32_000), "ruler": (4096, 16_384, 32_768), "almanac": (4096, 16_384, 32_768)},
+        short=8192,
+        steps=40,
+        step_tokens=65_536,
+        training_rate=60_000,
+        reading_rate=150_000,
+    ),
+}
+
+
+def find_scale(model: str) -> Scale:
+    """SmolLM2 by its name; any other model reads as far as Qwen2.5-Coder."""
+    return SCALES["smollm2" if model == "smollm2" else "qwen2.5-coder"]
+
+
+def adapt_recipe(recipe: Recipe, wanted: Training, scale: Scale, folder: Path) -> Recipe:
+    """The recipe of a scale with what a training says otherwise; its target is a number.
+
+    Args:
+        folder: for files that are parts of the recipe's.
+    """
+    intervals = set_intervals(recipe.intervals, wanted)
+    routes = dataclasses.replace(
+        recipe.routes,
+        source=wanted.source,
+        pooled_tokens=wanted.pooled or recipe.routes.pooled_tokens,
+        hidden_factor=wanted.width or recipe.routes.hidden_factor,
+    )
+    rate = LEARNING_RATES.get(wanted.source, recipe.optimizer.learning_rate)
+    temperature = recipe.temperature
+    if wanted.temperature:
+        start, end = wanted.temperature
+        temperature = dataclasses.replace(temperature, start=start, end=end)
+    pairs: dict[str, dict[str, Any]] = {
+        "fa_ssa": {},
+        "fa_xa": {"pattern": XAttentionConfig()},
+        "xa_ssa": {"full_pattern": XAttentionConfig()},
+    }
+    choose = _choose_files if recipe.data.packs.has_files else _choose_generated
+    return dataclasses.replace(
+        recipe,
+        steps=scale.steps,
+        intervals=intervals,
+        data=choose(recipe.data, wanted, scale, set(intervals), folder),
+        routes=routes,
+        optimizer=dataclasses.replace(recipe.optimizer, learning_rate=rate),
+        temperature=temperature,
+        checkpoint_every=0,
+        validate_every=0,
+        validation_samples=1,
+        **pairs[wanted.pair],
+    )
+
+
+def _choose_files(data: DataConfig, wanted: Training, scale: Scale, categories: set[str], folder: Path) -> DataConfig:
+    packs = dataclasses.replace(data.packs, heldout_files=())
+    if wanted.is_short:
+        packs = dataclasses.replace(packs, tokens=scale.short, over_long="skip")
+    if wanted.only:
+        files = tuple(_keep_categories(Path(file), folder / wanted.only, categories) for file in packs.files)
+        packs = dataclasses.replace(packs, files=files)
+    return dataclasses.replace(data, packs=_fill_steps(packs, scale))
+
+
+def _choose_generated(
+    data: DataConfig, wanted: Training, scale: Scale, categories: set[str], folder: Path
+) -> DataConfig:
+    lengths = tuple(n for n in data.lengths if n <= scale.short) if wanted.is_short else data.lengths
+    kinds = tuple(k for k, v in KINDS.items() if v.category in categories) if wanted.only else data.kinds
+    # Each sample about once, and each kind at each length equally often.
+    turn = len(kinds or KINDS) * len(lengths)
+    tokens = scale.steps * scale.step_tokens
+    samples = turn * math.ceil(tokens / (sum(lengths) / len(lengths)) / turn)
+    packs = dataclasses.replace(data.packs, samples=min(samples, data.packs.samples))
+    return dataclasses.replace(data, lengths=lengths, kinds=kinds, packs=_fill_steps(packs, scale))
+
+
+def _fill_steps(packs: PackConfig, scale: Scale) -> PackConfig:
+    return dataclasses.replace(packs, per_step=max(1, scale.step_tokens // packs.tokens))
+
+
+def _keep_categories(file: Path, folder: Path, categories: set[str]) -> str:
+    path = folder / f"{file.stem}.jsonl"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with file.open(encoding="utf-8") as stream:
+            write_file(path, "".join(x for x in stream if json.loads(x)["category"] in categories))
+    return str(path)
+
+
+def set_intervals(intervals: dict[str, Interval], wanted: Training) -> dict[str, Interval]:
+    """The intervals of a training; a target is the middle, with .075 between it and each group of kinds."""
+    if isinstance(wanted.target, float) and wanted.source in ("static", "hard_concrete", "alpha"):
+        return {c: Interval(low=wanted.target, high=wanted.target) for c in intervals}
+    found = dict(intervals)
+    for category in intervals:
+        is_robust_category = category in ROBUST
+        if wanted.only and is_robust_category != (wanted.only == "robust"):
+            del found[category]
+        elif isinstance(wanted.target, float):
+            low, high = (0.05, 0.10) if is_robust_category else (-0.10, -0.05)
+            found[category] = Interval(low=min(wanted.target + low, 1.0), high=min(wanted.target + high, 1.0))
+        elif wanted.sensitive is not None and not is_robust_category:
+            found[category] = Interval(low=wanted.sensitive, high=wanted.sensitive)
+    return found

@@ -1,0 +1,59 @@
+"""Names under which a server may be asked for.
+
+A web page can let its own name point at 127.0.0.1 and then talk to what listens there as if it were its own server (DNS
+rebinding). Its requests still carry its name in the Host header, which is how they are told from the user's.
+"""
+
+import ipaddress
+from collections.abc import Callable, Iterable
+
+from starlette.datastructures import URL
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from .replies import make_error
+
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+ANY = "*"
+
+
+def list_allowed_hosts(host: str, given: Iterable[str]) -> frozenset[str] | None:
+    """Names that a server on `host` answers to; None = all of them.
+
+    On this computer alone these are its own names, and `given` adds others. A server that is open to a network cannot
+    know its names, so it checks them only where some are `given`. "*" is every name.
+    """
+    names = frozenset(name.lower() for name in given)
+    if ANY in names or not (names or _is_loopback(host)):
+        return None
+    return names | LOOPBACK | {host.lower()}
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+class HostCheck:
+    """ASGI middleware: status 403 for a request under a name that is not the server's."""
+
+    def __init__(self, app: ASGIApp, allowed: frozenset[str], note_refusal: Callable[[], None]) -> None:
+        self._app, self._allowed, self._note_refusal = app, allowed, note_refusal
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        name = _read_name(scope) if scope["type"] in ("http", "websocket") else None
+        if scope["type"] == "lifespan" or name in self._allowed:
+            await self._app(scope, receive, send)
+            return
+        self._note_refusal()
+        message = f"This server is not asked for as {name!r}; start it with --allowed-host {name or 'NAME'} if it is."
+        await JSONResponse(make_error(message), 403)(scope, receive, send)
+
+
+def _read_name(scope: Scope) -> str | None:
+    try:
+        return URL(scope=scope).hostname
+    except ValueError:  # no name that a URL can have
+        return None

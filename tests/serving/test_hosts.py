@@ -1,0 +1,50 @@
+"""A page of another name that points at this computer gets nothing."""
+
+import pytest
+from served_tokenizer import NAME
+
+pytest.importorskip("fastapi")
+
+from elastic_attention.serving.server.hosts import list_allowed_hosts
+
+BODY = {"model": NAME, "prompt": "The boat is red.", "max_tokens": 1}
+
+
+def test_names_of_a_server():
+    own = {"localhost", "127.0.0.1", "::1"}
+    assert list_allowed_hosts("127.0.0.1", []) == list_allowed_hosts("localhost", []) == own
+    assert list_allowed_hosts("127.0.0.2", ["Box.lan"]) == own | {"127.0.0.2", "box.lan"}
+    assert list_allowed_hosts("0.0.0.0", []) is None
+    assert list_allowed_hosts("0.0.0.0", ["box.lan"]) == own | {"0.0.0.0", "box.lan"}
+    assert list_allowed_hosts("127.0.0.1", ["*"]) is None
+
+
+@pytest.fixture
+def ask(app_engine):
+    from starlette.testclient import TestClient
+
+    from elastic_attention.serving.server.app import build_app
+    from elastic_attention.serving.server.metrics import ServerMetrics
+
+    allowed = list_allowed_hosts("127.0.0.1", ["box.lan"])
+    with TestClient(build_app(app_engine, name=NAME, metrics=ServerMetrics(), allowed_hosts=allowed)) as client:
+
+        def post(host):
+            return client.post("/v1/completions", json=BODY, headers={"host": host})
+
+        yield post
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1:8000", "[::1]:8000", "LocalHost:80", "box.lan"])
+def test_own_names_are_answered(ask, host):
+    assert ask(host).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.evil.example"]
+)
+def test_other_names_are_refused(ask, host):
+    refused = ask(host)
+    assert refused.status_code == 403
+    assert f"--allowed-host {host.partition(':')[0]}" in refused.json()["error"]["message"]
+    assert ask("localhost").status_code == 200

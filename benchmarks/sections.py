@@ -24,6 +24,7 @@ Rows = list[dict[str, Any]]
 # What a row is about; the rest of it is what was found.
 _IDENTITY: tuple[str, ...] = ("model", "section", "name", "kernel", "pair", "density", "msr", "phase")
 _IDENTITY += ("tokens", "batch", "heads", "kv_heads", "group_size", "head_dim")
+_NO_RESULTS = ("missing", "skipped", "ceilings")
 _PLACES = {"prefill": "rows"}  # sections whose rows have another name in the record
 
 
@@ -80,19 +81,20 @@ class Bench:
         old = {name: found for name, found in metrics.items() if isinstance(found, list) and name != "runs"}
         runs = [*metrics.get("runs", []), run]
         new = {name: [row | {"run": len(runs) - 1} for row in found] for name, found in self.rows.items()}
-        rows, models, peak = merge_rows(old, new), [self.facts["model"]], measure_peak_bytes(self.device) or 0
+        rows, peak = merge_rows(old, new), measure_peak_bytes(self.device) or 0
         self.complete(rows)
         if self.before is not None:
-            models, peak = [self.before["model"], *models], max(peak, self.before["bytes"] or 0)
-        named = dict.fromkeys(name for model in models if model for name in model.split(", "))
+            peak = max(peak, self.before["bytes"] or 0)
+        measured = [row for name, found in rows.items() if name not in _NO_RESULTS for row in found]
+        models = dict.fromkeys(row["model"] for row in measured if row.get("model"))
         record = build_record(
             self.facts["command"],
             config=self.facts["config"],
-            model=", ".join(named) or None,
+            model=", ".join(models) or None,
             data=self.facts["data"],
             device=describe_device(self.device),
             seed=0,
-            n=sum(len(found) for name, found in rows.items() if name not in ("missing", "skipped")),
+            n=len(measured),
             metrics={"rows": [], **rows},
             seconds=sum(entry["seconds"] for entry in runs),
             bytes=peak,

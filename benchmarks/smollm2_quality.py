@@ -2,30 +2,42 @@
 
     python benchmarks/smollm2_quality.py --output runs/quality --record results/quality.json
 
-Every stage keeps its files under --output, so a run that was stopped goes on where it was. `--max-minutes` stops in
-time; the record is written once every method has scored every sample.
+Everybody answers held-out samples through the runner of `elastic-attn eval`. Every stage keeps its files under --output,
+so a run that was stopped goes on where it was. `--max-minutes` stops in time, between two batches; the record says
+whether it is complete.
 """
+
+from __future__ import annotations
 
 import argparse
 import dataclasses
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import torch
+from paper_samples import KeptSuite
 
-from elastic_attention import ElasticConfig, attach
-from elastic_attention.evaluation.decoding import score_through_cache
+from elastic_attention.evaluation.answer_log import Line
 from elastic_attention.evaluation.methods import Method
-from elastic_attention.evaluation.quality import SampleScore, SuiteConfig, draw_suite, score_method
-from elastic_attention.evaluation.summary import summarize_methods
-from elastic_attention.models.answers import AnswerBatch
-from elastic_attention.models.loading import load_model
+from elastic_attention.evaluation.plan import EvalPlan
+from elastic_attention.evaluation.runner import run_plan
+from elastic_attention.evaluation.session import Base, describe_device, measure_peak_bytes, open_base
+from elastic_attention.evaluation.suite_run import BATCH_TOKENS, digest_adapter, fingerprint_weights
+from elastic_attention.evaluation.suite_summary import summarize_run
 from elastic_attention.records import build_record, write_record
+from elastic_attention.tasks.suite import open_suite
 from elastic_attention.training.recipe import Interval, Recipe, load_recipe
 from elastic_attention.training.trainer import train
 
 ROOT = Path(__file__).parent.parent
 TARGETS = (0.6, 0.7, 0.8, 0.9, 0.95)
+LENGTHS = (2048, 4096, 8000)
+
+
+class TimeUp(Exception):
+    """The minutes are used up; what is done is on the disk."""
 
 
 def aim_at(recipe: Recipe, target: float, source: str, steps: int) -> Recipe:
@@ -44,29 +56,117 @@ def aim_at(recipe: Recipe, target: float, source: str, steps: int) -> Recipe:
     )
 
 
-def show(method: Method, scores: list[SampleScore]) -> None:
-    """One line a method, and one a kind."""
-    kinds = sorted({s.kind for s in scores})
-    by_kind = {k: [s for s in scores if s.kind == k] for k in kinds}
-    mean = sum(s.score for s in scores) / len(scores)
-    print(f"{method.label}: score {mean:.3f} msr {sum(s.msr for s in scores) / len(scores):.3f}", flush=True)
-    for kind, group in by_kind.items():
-        msr = sum(s.msr for s in group) / len(group)
-        print(f"  {kind:14s} {sum(s.score for s in group) / len(group):.3f} msr {msr:.3f}", flush=True)
+@dataclass(kw_only=True)
+class Comparison:
+    """The model, what was asked of it so far, and the time that is left."""
+
+    base: Base
+    suite: KeptSuite
+    output: Path
+    lengths: tuple[int, ...]
+    workers: int
+    deadline: float
+    lines: list[Line] = field(default_factory=list)
+    methods: list[Method] = field(default_factory=list)
+
+    def check_time(self, label: str = "") -> None:
+        """Raise TimeUp past the deadline."""
+        if time.monotonic() >= self.deadline:
+            raise TimeUp
+
+    def plan(self, methods: Sequence[Method], samples: int) -> EvalPlan:
+        """`samples` of every kind, shared out over the lengths."""
+        return EvalPlan(
+            tasks=self.suite.tasks,
+            lengths=self.lengths,
+            samples=-(-samples // len(self.lengths)),
+            methods=tuple(methods),
+            batch_tokens=BATCH_TOKENS[self.base.device.type],
+        )
+
+    def train(self, recipe: Recipe, name: str) -> str:
+        """The adapter of a run; trained, unless it is there."""
+        folder = self.output / name
+        if not (folder / "adapter").exists():
+            self.check_time()
+            left = self.deadline - time.monotonic()
+            found = train(recipe, folder, max_seconds=left, model=self.base.model, tokenizer=self.base.tokenizer)
+            print(name, {k: v for k, v in found.items() if k != "validation"}, flush=True)
+            if not found["is_finished"]:
+                raise TimeUp
+        return str(folder / "adapter")
+
+    def ask(self, method: Method, samples: int) -> float:
+        """Ask `samples` of every kind, unless they are answered; returns the mean MSR."""
+        plan = self.plan([method], samples)
+        self.suite.prepare(plan, self.base.tokenizer, self.workers)
+        adapter = None if method.folder is None else digest_adapter(method.folder, self.base.model)
+        identity = {"model": self.base.describe(), "weights": fingerprint_weights(self.base.model), "adapter": adapter}
+        lines = run_plan(
+            plan,
+            self.suite,
+            self.base.model,
+            self.base.tokenizer,
+            self.output / "answers" / f"{method.label}-{samples}",
+            identity=identity,
+            advance=self.check_time,
+        )
+        assert lines is not None  # one shard is the whole run
+        self.lines += lines
+        self.methods.append(method)
+        msr = sum(line.msr for line in lines) / len(lines)
+        score = sum(line.score for line in lines) / len(lines)
+        print(f"{method.label}: score {score:.3f} msr {msr:.3f}", flush=True)
+        return msr
+
+    def summarize(self, samples: int) -> dict[str, Any]:
+        """Rows by method over what dense masters, and rows by kind with a column a method."""
+        found = summarize_run(self.plan(self.methods, samples), self.suite, self.lines)
+        kinds: dict[str, dict[str, Any]] = {}
+        for method in self.methods:
+            for kind in self.suite.tasks:
+                own = [line for line in self.lines if line.method == method.label and line.task == kind]
+                row = kinds.setdefault(kind, {"kind": kind, "category": own[0].category, "n": len(own)})
+                row[method.label] = sum(line.score for line in own) / len(own)
+                row[f"msr {method.label}"] = sum(line.msr for line in own) / len(own)
+        return {"rows": found["mastered_rows"], "by_kind": list(kinds.values()), "mastered": found["mastered"]}
+
+
+def compare(run: Comparison, recipe: Recipe, options: argparse.Namespace) -> None:
+    """Train and ask everything; raises TimeUp past the deadline."""
+    main = run.train(recipe, "main")
+    for name in ("dense", "all_sparse"):
+        run.ask(Method(name=name), options.samples)
+    msr = run.ask(Method(name="routed", folder=main), options.samples)
+    run.ask(Method(name="routed", folder=main, decode="full", note="full"), options.samples)
+    msr = options.compare_at or round(msr, 3)
+    run.ask(Method(name="random", target=msr), options.samples)
+    mask = run.train(aim_at(recipe, msr, "static", recipe.steps), f"main-static-{msr:.3f}")
+    run.ask(Method(name="static", target=msr, folder=mask), options.samples)
+    packs = recipe.data.packs
+    packs = dataclasses.replace(packs, per_step=max(1, options.frontier_tokens // packs.tokens))
+    short = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, packs=packs), checkpoint_every=0)
+    for target in options.targets:
+        for source, name in (("head_router", "routed"), ("static", "static")):
+            aimed = aim_at(short, target, source, options.frontier_steps)
+            folder = run.train(aimed, f"frontier-{source}-{target:.3f}")
+            method = Method(name=name, target=target, folder=folder, note="frontier")
+            run.ask(method, min(options.frontier_samples, options.samples))
 
 
 def main() -> None:
+    """Compare, and write what there is."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", type=Path, default=ROOT / "recipes" / "smollm2-head-router.toml")
     parser.add_argument("--output", type=Path, default=Path("runs/quality"))
     parser.add_argument("--record", type=Path, default=Path("results/quality.json"))
-    parser.add_argument("--samples", type=int, default=400, help="held-out samples of each kind")
+    parser.add_argument("--samples", type=int, default=402, help="held-out samples of each kind")
+    parser.add_argument("--lengths", type=int, nargs="+", default=list(LENGTHS), help="tokens of the prompts")
     parser.add_argument("--steps", type=int, help="of the main run and of the static mask beside it")
     parser.add_argument("--frontier-steps", type=int, default=40, help="of each point of the frontier")
     parser.add_argument("--frontier-tokens", type=int, default=32_768, help="tokens of such a step")
     parser.add_argument("--frontier-samples", type=int, default=60, help="held-out samples of each kind there")
     parser.add_argument("--compare-at", type=float, help="MSR of static mask and random heads; default: as routed")
-    parser.add_argument("--cache-samples", type=int, default=15, help="of each kind, scored through the cache")
     parser.add_argument("--targets", type=float, nargs="*", default=list(TARGETS))
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--max-minutes", type=float, default=1e9)
@@ -79,108 +179,39 @@ def main() -> None:
         steps=options.steps or recipe.steps,
         data=dataclasses.replace(recipe.data, workers=options.workers),
     )
-    model, tokenizer = load_model(recipe.model, dtype=recipe.precision, device=options.device)
-
-    def left() -> float:
-        return options.max_minutes * 60 - (time.monotonic() - began)
-
-    def run(plan: Recipe, name: str) -> bool:
-        if (options.output / name / "adapter").exists():
-            return True
-        if left() <= 0:
-            return False
-        result = train(plan, options.output / name, max_seconds=left(), model=model, tokenizer=tokenizer)
-        print(name, {k: v for k, v in result.items() if k != "validation"}, flush=True)
-        for kind, values in (result.get("validation") or {"tasks": {}})["tasks"].items():
-            print(f"  {kind:16s} " + " ".join(f"{k} {v:.3f}" for k, v in values.items()), flush=True)
-        return result["is_finished"]
-
-    is_complete = run(recipe, "main")
-    suite = SuiteConfig(samples=options.samples, corpora=recipe.data.corpora)
-    batches = draw_suite(suite, tokenizer, options.workers) if is_complete and left() > 0 else []
-    few = dataclasses.replace(suite, samples=min(options.frontier_samples, options.samples))
-    few_batches = draw_suite(few, tokenizer, options.workers) if batches else []
-    results: list[tuple[Method, list[SampleScore]]] = []
-
-    def save(is_complete: bool) -> None:
-        """The record of what is scored so far, so that a run that is killed leaves one."""
-        metrics = summarize_methods(results) | {"is_complete": is_complete}
-        record = build_record(
-            "benchmarks/smollm2_quality.py",
-            config={
-                "suite": dataclasses.asdict(suite),
-                "steps": recipe.steps,
-                "frontier_steps": options.frontier_steps,
-            },
-            model=recipe.model,
-            data={"kinds": list(suite.kinds), "split": suite.split},
-            device=torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-            seed=suite.seed,
-            n=suite.samples * len(suite.kinds),
-            metrics=metrics,
-            seconds=time.monotonic() - began,
-            bytes=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
-        )
-        write_record(options.record, record)
-
-    def score(method: Method, on: list[AnswerBatch]) -> bool:
-        if left() <= 0 or not on:
-            return False
-        # Routers read the keys that their own configuration pools; the other methods ask nobody.
-        handle = attach(model, method.folder if method.name == "routed" else ElasticConfig.for_model(model))
-        scores = score_method(method, handle, on, options.output / "scores" / f"{method.label}.jsonl")
-        handle.detach()
-        results.append((method, scores))
-        show(method, scores)
-        save(False)
-        return True
-
-    def score_cached(method: Method) -> bool:
-        if left() <= 0:
-            return False
-        rows = [row for batch in few_batches for row in batch.rows if row.index < options.cache_samples]
-        handle = attach(model, method.folder, decode=method.decode)
-        scores = score_through_cache(handle, rows, method.label)
-        handle.detach()
-        results.append((method, scores))
-        show(method, scores)
-        return True
-
-    def compare() -> bool:
-        main = str(options.output / "main" / "adapter")
-        for method in (Method(name="dense"), Method(name="all_sparse"), Method(name="routed", folder=main)):
-            if not score(method, batches):
-                return False
-        msr = options.compare_at or round(sum(s.msr for s in results[-1][1]) / len(results[-1][1]), 3)
-        static = f"main-static-{msr:.3f}"
-        if not (
-            score(Method(name="random", target=msr), batches)
-            and run(aim_at(recipe, msr, "static", recipe.steps), static)
-            and score(Method(name="static", target=msr, folder=str(options.output / static / "adapter")), batches)
-        ):
-            return False
-        modes = [Method(name="routed", folder=main, decode=mode, note=f"cache-{mode}") for mode in ("sparse", "full")]
-        if not all(score_cached(method) for method in modes):
-            return False
-        packs = recipe.data.packs
-        packs = dataclasses.replace(packs, per_step=max(1, options.frontier_tokens // packs.tokens))
-        short = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, packs=packs), checkpoint_every=0)
-        for target in options.targets:
-            for source, name in (("head_router", "routed"), ("static", "static")):
-                folder = f"frontier-{source}-{target:.3f}"
-                plan = aim_at(short, target, source, options.frontier_steps)
-                method = Method(
-                    name=name, target=target, folder=str(options.output / folder / "adapter"), note="frontier"
-                )
-                if not run(plan, folder) or not score(method, few_batches):
-                    return False
-        return True
-
-    is_complete = is_complete and compare()
-    if not is_complete:
+    run = Comparison(
+        base=open_base(recipe.model, device=options.device, dtype=recipe.precision),
+        suite=KeptSuite(open_suite("mixture", data=recipe.data.corpora)),
+        output=options.output,
+        lengths=tuple(options.lengths),
+        workers=options.workers,
+        deadline=began + options.max_minutes * 60,
+    )
+    is_complete = True
+    try:
+        compare(run, recipe, options)
+    except TimeUp:
+        is_complete = False
         print("Stopped in time; run the same command again to go on.", flush=True)
-    if results:
-        save(is_complete)
+    if not run.methods:
+        return
+    record = build_record(
+        "benchmarks/smollm2_quality.py",
+        config={
+            "plan": run.plan(run.methods, options.samples),
+            "steps": recipe.steps,
+            "frontier_steps": options.frontier_steps,
+        },
+        model=recipe.model,
+        data={"suite": run.suite.name, **run.suite.describe()},
+        device=describe_device(run.base.device),
+        seed=1,
+        n=len({line.key[1:] for line in run.lines}),
+        metrics=run.summarize(options.samples) | {"is_complete": is_complete},
+        seconds=time.monotonic() - began,
+        bytes=measure_peak_bytes(run.base.device),
+    )
+    write_record(options.record, record)
 
 
 if __name__ == "__main__":

@@ -187,13 +187,12 @@ def test_one_token_a_sequence_is_decoded():
             decode_attention(q, store)
 
 
-def test_spans_stand_alone():
+@pytest.mark.parametrize(("verb", "dtype"), [(hybrid_attention, torch.bool), (blended_attention, torch.float32)])
+def test_spans_stand_alone(verb, dtype):
     q, k, v = make_qkv(1, 40, 40)
     spans = pad_spans(torch.tensor([3]), q, k)
     with pytest.raises(ValueError, match="leave out left_padding"):
-        hybrid_attention(
-            q, k, v, torch.zeros(1, 2, dtype=torch.bool), pattern=CONFIG, spans=spans, left_padding=torch.tensor([0])
-        )
+        verb(q, k, v, torch.zeros(1, 2, dtype=dtype), pattern=CONFIG, spans=spans, left_padding=torch.tensor([0]))
 
 
 @pytest.mark.parametrize("verb", [hybrid_attention, blended_attention])

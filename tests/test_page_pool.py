@@ -1,6 +1,7 @@
 """The paged cache against the cache of row tensors, step by step, through random programs of every verb."""
 
 import copy
+import dataclasses
 import math
 
 import pytest
@@ -12,7 +13,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from elastic_attention import CacheDepthError, StreamingConfig
 from elastic_attention.attention import decode_attention
 from elastic_attention.cache import ElasticCache
-from elastic_attention.paging import LayerGroup, PagedCache, plain
+from elastic_attention.paging import LayerGroup, PagedCache, plain, verbs
+from elastic_attention.paging import store as paging_store
 from elastic_attention.patterns import build_pattern
 from elastic_attention.types import HeadRoutes
 
@@ -227,6 +229,13 @@ def test_sizes_of_pages():
         assert PagedCache(build_pattern(config)).page_size == wanted
     with pytest.raises(ValueError, match="page_size=96 must be a power of two"):
         PagedCache(build_pattern(CONFIG), page_size=96)
+
+
+def test_a_page_is_no_smaller_than_what_the_kernels_take(monkeypatch):
+    monkeypatch.setattr(paging_store, "verbs_for", lambda device: dataclasses.replace(verbs.PLAIN, least_page=16))
+    with pytest.raises(ValueError, match="page_size=8 is too small on cpu; use 16 or more"):
+        fill(10, [[True, False]], page_size=8)
+    assert fill(10, [[True, False]], page_size=16).pool is not None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

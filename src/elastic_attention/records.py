@@ -18,6 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
 
+from . import __version__
 from .errors import ElasticAttentionError
 
 Record = dict[str, Any]
@@ -66,7 +67,7 @@ def build_record(
     record = {
         "command": command,
         "config": config,
-        "package": {"name": DISTRIBUTION, "version": _installed_version(DISTRIBUTION), "commit": _read_commit()},
+        "package": {"name": DISTRIBUTION, "version": __version__, "commit": _read_commit()},
         "model": model,
         "data": data,
         "versions": {

@@ -55,10 +55,12 @@ def test_a_second_call_goes_on(tmp_path, monkeypatch, capsys):
     for name, count in (("gpu_kernels", 1), ("gpu_model", 4)):
         metrics = read_record(tmp_path / f"{name}.json")["metrics"]
         assert metrics["rows"] == [] and len(metrics["skipped"]) == count
+    assert read_record(tmp_path / "gpu_model.json")["model"] is None  # nothing of it was measured
     assert gpu_records.run_steps(TINY, tmp_path, max_seconds=1000, backends=["cpu"]) == 0
     rows = {name: read_record(tmp_path / f"{name}.json")["metrics"]["rows"] for name in ("gpu_kernels", "gpu_model")}
     assert [row["kernel"] for row in rows["gpu_kernels"]] == ["sdpa", "cpu"]
     assert [row["kernel"] for row in rows["gpu_model"]] == ["sdpa", "elastic"]
+    assert read_record(tmp_path / "gpu_model.json")["model"] == "tiny"
     assert gpu_records.run_steps(TINY, tmp_path, max_seconds=1000, backends=["cpu"]) == 0
     assert read_record(tmp_path / "gpu_model.json")["metrics"]["rows"] == rows["gpu_model"]
     assert "step model: exit code 0" in capsys.readouterr().out

@@ -88,3 +88,12 @@ def test_short_inputs_get_the_same_result():
     routes = torch.tensor([[True, False], [False, True]])
     wanted = hybrid_attention(q, k, v, routes, pattern=PATTERN, scale=0.3, backend="reference")
     torch.testing.assert_close(attend_short(q, k, v, 0.3), wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_the_log_says_what_short_inputs_run_on(monkeypatch, caplog):
+    q = torch.randn(1, 2, 40, 16, dtype=torch.bfloat16)
+    monkeypatch.setattr("elastic_attention.attention.hybrid.choose_for", lambda *args: "triton")
+    backends.log_choice.cache_clear()
+    with caplog.at_level("INFO"):
+        hybrid_attention(q, q, q, torch.zeros(1, 2, dtype=torch.bool), pattern=PATTERN)
+    assert "backend 'auto' chose 'sdpa'" in caplog.text

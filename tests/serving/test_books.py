@@ -100,7 +100,17 @@ def test_options_that_do_not_fit(extra, word):
         read_route_request(extra | {"something_else": 1}, CONFIG)
 
 
-@pytest.mark.parametrize("data", [{"policy": "guess"}, {"first_chunk_tokens": 0}, {"router": "x"}, {"budget": "much"}])
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"policy": "guess"},
+        {"first_chunk_tokens": 0},
+        {"router": "x"},
+        {"routers": ["one", "two"]},
+        {"budget": "much"},
+        {"budget": float("nan")},
+    ],
+)
 def test_settings_that_do_not_fit(data):
     with pytest.raises(ValueError, match=next(iter(data))):
         ServingConfig.read(data)

@@ -50,6 +50,8 @@ def blended_attention(
     validate(q, k, v, route, num_sequences=None if spans is None else len(spans.query_start), is_packed=False)
     factor = q.shape[-1] ** -0.5 if scale is None else scale
     if left_padding is not None:
+        if spans is not None:
+            raise ValueError("spans say already where the sequences lie; leave out left_padding.")
         spans = pad_spans(left_padding, q, k)
     chosen = choose_for(backend, q, k, v, pattern, is_training=True)
     if not isinstance(pattern, StreamingConfig) or full_pattern != "full":

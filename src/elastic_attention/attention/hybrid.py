@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from ..config import SparsePattern, XAttentionConfig
+from ..kernels.backends import log_choice
 from ..kernels.spans import Spans
 from .layout import pack_spans, pad_spans, validate
 from .plan import attend_planned, choose_for, make_plan
-from .short import attend_short, is_short
+from .short import LONGEST, attend_short, is_short
 
 
 def hybrid_attention(
@@ -79,6 +80,7 @@ def hybrid_attention(
         spans = pad_spans(left_padding, q, k)
     chosen = choose_for(backend, q, k, v, pattern, full_pattern)
     if backend == "auto" and spans is None and not return_lse and is_short(q, k, pattern, full_pattern, chosen):
+        log_choice("sdpa", f"up to {LONGEST} tokens that every head reads take PyTorch's dense attention less time")
         return attend_short(q, k, v, factor)
     plan = make_plan(q, k, head_is_sparse, pattern, full_pattern, factor, spans, prompt_lengths, chosen)
     out, lse = attend_planned(q, k, v, plan, factor, spans, chosen)

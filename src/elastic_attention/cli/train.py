@@ -97,15 +97,17 @@ def _show_validation(console: "Console", validation: Any) -> None:
 
     if not validation:
         return
-    table = Table("held out", "samples", "loss", "right tokens", "right answers", "MSR", "interval")
+    table = Table("held out", "samples", "loss", "tokens", "answers", "MSR", "interval", "outside")
     for name, facts in validation["categories"].items():
         numbers = [f"{facts[key]:.3f}" for key in ("loss", "accuracy", "exact", "msr")]
-        wanted = "none"
         if "outside" in facts:
-            inside = "inside" if not facts["outside"] else f"{facts['outside']:.3f} outside"
-            wanted = f"{facts['low']:.2f}–{facts['high']:.2f}, {inside}"
-        table.add_row(name, str(facts["samples"]), *numbers, wanted)
+            numbers += [
+                f"{facts['low']:.2f}–{facts['high']:.2f}",
+                f"{facts['outside']:.3f}" if facts["outside"] else "no",
+            ]
+        table.add_row(name, str(facts["samples"]), *numbers)
     console.print(table)
+    console.print("tokens, answers: share that is right; outside: distance of the MSR to the interval of the recipe")
 
 
 def _draw_curves(console: "Console", folder: Path, intervals: dict[str, tuple[float, float]]) -> None:

@@ -1,20 +1,11 @@
 """Means and paired bootstrap intervals of scores, macro-averaged over kinds."""
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 RESAMPLES = 2000
-
-
-def group_by_kind(kinds: Sequence[str], values: Sequence[float]) -> dict[str, Tensor]:
-    """kind -> float64 values, in order of appearance."""
-    groups: dict[str, list[float]] = {}
-    for kind, value in zip(kinds, values, strict=True):
-        groups.setdefault(kind, []).append(value)
-    return {kind: torch.tensor(v, dtype=torch.float64) for kind, v in groups.items()}
 
 
 def bootstrap_macro(

@@ -151,8 +151,14 @@ class PagedCache:
             keys, values: (B, G, T, D), the last dimension contiguous.
             real: (B, T) bool, False = padding, which is not stored; None = all real.
             counts: real tokens of each sequence, if the host knows them; otherwise it waits for `real`.
+
+        Raises:
+            ValueError: the kernels of this device take no pages that are as small as `page_size`.
         """
         if self.pool is None:
+            least = verbs_for(keys.device).least_page
+            if self.page_size < least:
+                raise ValueError(f"page_size={self.page_size} is too small on {keys.device}; use {least} or more.")
             batch, heads = keys.shape[:2]
             self.pool = PagePool(batch * heads, self.page_size, keys)
             self._books, self._room = RowBooks(self.pattern, batch, heads), [0] * batch

@@ -18,12 +18,14 @@ class PageVerbs:
         append_token, compact_rows: see `kernels.triton.paging`.
         decode_paged: see `kernels.triton.decode`.
         make_workspace: (q, G, page_size) -> scratch memory of `decode_paged`.
+        least_page: the fewest tokens of a page that they take.
     """
 
     append_token: Callable[..., None]
     compact_rows: Callable[..., None]
     decode_paged: Callable[..., Tensor]
     make_workspace: Callable[[Tensor, int, int], Any]
+    least_page: int
 
 
 PLAIN = PageVerbs(
@@ -31,6 +33,7 @@ PLAIN = PageVerbs(
     compact_rows=plain.compact_rows,
     decode_paged=plain.decode_paged,
     make_workspace=lambda q, num_kv_heads, page_size: None,
+    least_page=1,
 )
 
 
@@ -43,6 +46,7 @@ def kernel_verbs() -> PageVerbs:
         compact_rows=paging.compact_rows,
         decode_paged=decode.decode_paged,
         make_workspace=decode.DecodeWorkspace.for_queries,
+        least_page=decode.LEAST_PAGE,
     )
 
 

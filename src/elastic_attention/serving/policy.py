@@ -4,6 +4,7 @@ Keys of a prompt that are computed densely do not depend on its routes; so under
 cut into chunks and shared between requests as an engine likes, exactly.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +29,7 @@ class ServingConfig:
         budget: added to every sparse logit where a request names none.
 
     Raises:
-        ValueError: an unknown policy, or a size that is not positive.
+        ValueError: an unknown policy, or a size that is not positive, or a budget that is no number.
     """
 
     routers: str | None = None
@@ -41,6 +42,8 @@ class ServingConfig:
             raise ValueError(f"policy={self.policy!r} is unknown; use one of {list(POLICIES)}.")
         if self.first_chunk_tokens < 1:
             raise ValueError(f"first_chunk_tokens={self.first_chunk_tokens} must be at least 1.")
+        if not math.isfinite(self.budget):
+            raise ValueError(f"budget={self.budget} is no finite number; 0 is what training found, larger is sparser.")
 
     @classmethod
     def read(cls, data: Any) -> "ServingConfig":

@@ -14,6 +14,7 @@ from typing import Any
 from ..config import to_dict
 from ..errors import CheckpointError, RecipeError, TrainingDiverged
 from ..models.loading import load_model
+from ..patterns import build_pattern
 from .checkpoints import load_checkpoint, save_checkpoint
 from .data.batch import PackedBatch
 from .data.steps import PackedSteps, read_heldout, stream_steps
@@ -96,6 +97,14 @@ class _Run:
         _logger.info("Samples: %s, of %s tokens together; %d held out.", counts, f"{tokens:,}", heldout)
         if absent := sorted(name for name in self.recipe.intervals if not rows.get(name, {}).get("samples")):
             _logger.warning("No sample is of %s, which [intervals] names.", ", ".join(absent))
+        kept, pattern = self.data.corpus.fitting.kept, build_pattern(self.engine.handle.config.sparse_pattern)
+        short = int((self.data.corpus.lengths[kept] <= pattern.dense_tokens).sum())
+        if 2 * short > len(kept):
+            _logger.warning(
+                "%d of %d samples have no more than %d tokens, which sparse heads read anyway: inference leaves such "
+                "prompts dense. Use longer samples, or smaller sizes in [pattern].",
+                *(short, len(kept), pattern.dense_tokens),
+            )
 
     def execute(self, max_seconds: float | None) -> dict[str, Any]:
         start, began, tokens = self._resume(), time.monotonic(), 0

@@ -11,7 +11,7 @@ from elastic_attention import StreamingConfig
 from elastic_attention.kernels.arguments import make_outputs
 from elastic_attention.kernels.block_lists import BlockLists
 from elastic_attention.kernels.spans import Spans
-from elastic_attention.kernels.triton import backward, block_gradients, blended, mixing, prefill, shapes
+from elastic_attention.kernels.triton import backward, blended, block_gradients, mixing, prefill, shapes
 
 CASE = ""
 launch = JITFunction.run

@@ -3,13 +3,7 @@
 import pytest
 import torch
 
-from elastic_attention import (
-    BackendUnavailable,
-    StreamingConfig,
-    TriangleConfig,
-    XAttentionConfig,
-    blended_attention,
-)
+from elastic_attention import StreamingConfig
 from elastic_attention.kernels.reference import blend_reference
 from elastic_attention.kernels.spans import Spans
 from elastic_attention.kernels.triton.backward import launch_gradients
@@ -176,10 +170,3 @@ def test_at_the_corners_the_mix_is_hybrid_attention(device, is_sparse):
     blended = blend_triton(q, k, v, torch.full_like(route, is_sparse), SMALL, 0.25)
     hybrid, _ = attend_triton(q, k, v, torch.full_like(route, is_sparse, dtype=torch.int32), SMALL, 0.25)
     torch.testing.assert_close(blended, hybrid, rtol=1e-6, atol=1e-6)
-
-
-@pytest.mark.parametrize(("pattern", "full"), [(TriangleConfig(), "full"), (StreamingConfig(), XAttentionConfig())])
-def test_a_named_backend_is_not_replaced_in_silence(device, pattern, full):
-    q, k, v, route, _ = make_inputs(device, num_queries=16, num_keys=16)
-    with pytest.raises(BackendUnavailable, match="backend='triton'.*'cpu'"):
-        blended_attention(q, k, v, route, pattern=pattern, full_pattern=full, backend="triton")

@@ -9,7 +9,6 @@ from .attaching import attach_method
 from .base import ChooseRoutes, Method, MethodKind
 from .registry import LEFT_OUT, METHODS, find_method, settle_method
 from .simple import draw_routes
-from .sources import RouteSource, prepare_source
 
 __all__ = [
     "LEFT_OUT",
@@ -17,10 +16,8 @@ __all__ = [
     "ChooseRoutes",
     "Method",
     "MethodKind",
-    "RouteSource",
     "attach_method",
     "draw_routes",
     "find_method",
-    "prepare_source",
     "settle_method",
 ]

@@ -98,7 +98,7 @@ def differentiate_blocks(
         block_size: tokens of a block, a multiple of 16.
         q, k, v, scale, spans: as in `attend_triton`.
     """
-    (batch, num_q_heads, num_queries, head_dim), (num_kv_heads, num_keys) = q.shape, k.shape[1:3]
+    (num_q_heads, num_queries, head_dim), (num_kv_heads, num_keys) = q.shape[1:], k.shape[1:3]
     # Rows of no sequence get no gradient, and nobody writes them.
     make = torch.empty if spans is None else torch.zeros
     dq, dk, dv = (

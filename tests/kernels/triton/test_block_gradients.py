@@ -1,0 +1,72 @@
+"""The gradient of heads that read chosen blocks, against the oracle: any choice, any layout, and through blends."""
+
+import pytest
+import torch
+
+from elastic_attention import StreamingConfig, TriangleConfig, XAttentionConfig, blended_attention
+from elastic_attention.kernels.block_lists import find_first_blocks, pack_mask
+from elastic_attention.kernels.modes import LISTS
+from elastic_attention.kernels.reference import attend_modes
+from elastic_attention.kernels.spans import Spans
+from elastic_attention.kernels.triton.block_gradients import differentiate_blocks
+
+pytestmark = pytest.mark.usefixtures("poisoned")
+BLOCK, SCALE = 16, 0.25
+LISTED = XAttentionConfig(block_size=64, stride=4, threshold=0.4)
+WINDOW = StreamingConfig(num_sink_tokens=64, local_window=64, block_size=64)
+TRIANGLE = TriangleConfig(num_sink_tokens=64, local_window=64, block_size=64, num_last_queries=10)
+
+
+def make(device, batch, queries, keys, *, heads=4, kv_heads=2, width=16):
+    shapes = (heads, queries), (kv_heads, keys), (kv_heads, keys), (heads, queries)
+    return [torch.randn(batch, n, h, width, device=device).transpose(1, 2) for h, n in shapes]
+
+
+def pack(lengths, device):
+    length = torch.tensor(lengths, dtype=torch.int32, device=device)
+    start = (length.cumsum(0) - length).int()
+    places = dict(query_start=start, query_length=length, key_start=start, key_length=length)
+    return Spans(**places, is_packed=True, max_query_length=max(lengths))
+
+
+def assert_close(found, wanted):
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one.cpu(), other.cpu(), rtol=1e-4, atol=1e-5 * other.abs().max().item())
+
+
+@pytest.mark.parametrize(
+    ("queries", "keys", "lengths", "has_dense"),
+    [(50, 50, None, False), (21, 75, None, True), (64, 64, [33, 3, 28], True)],
+)
+def test_any_choice_of_blocks(device, queries, keys, lengths, has_dense):
+    batch = 1 if lengths else 2
+    q, k, v, grad = make(device, batch, queries, keys)
+    spans = pack(lengths, device) if lengths else None
+    sequences, blocks = len(lengths or q), -(-keys // BLOCK)
+    first = find_first_blocks(sequences, queries, keys, BLOCK, spans).to(device)
+    reads = torch.rand(sequences, 4, blocks, blocks, device=device) < 0.5
+    diagonal = first[:, None] + torch.arange(blocks, device=device)
+    reads[..., 0] = True
+    reads |= (torch.arange(blocks, device=device) == diagonal[..., None])[:, None]
+    lists = pack_mask(reads, first, BLOCK)
+    end = torch.tensor(lengths or [keys] * 2, device=device)
+    dense = torch.stack([end - 5, end], dim=1).int() if has_dense else None
+    modes = torch.full((sequences, 2), LISTS, dtype=torch.int32, device=device)
+    leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+    given = {"spans": spans, "lists": lists, "dense_rows": dense}
+    out, lse = attend_modes(*leaves, modes, StreamingConfig(), SCALE, **given)
+    wanted = torch.autograd.grad(out, leaves, grad)
+    found = differentiate_blocks(grad, q, k, v, out.detach(), lse.detach(), reads, dense, BLOCK, SCALE, spans)
+    assert_close(found, wanted)
+
+
+@pytest.mark.parametrize(("pattern", "full"), [(LISTED, "full"), (WINDOW, LISTED), (TRIANGLE, "full")])
+def test_blends_of_every_pair_are_differentiable(device, pattern, full):
+    q, k, v, grad = make(device, 1, 140, 140, heads=2, kv_heads=1)
+    route, given = torch.rand(1, 1, device=device), {"prompt_lengths": torch.tensor([135], device=device)}
+    results = []
+    for backend in ("triton", "reference"):
+        leaves = [x.clone().requires_grad_() for x in (q, k, v, route)]
+        out = blended_attention(*leaves, pattern=pattern, full_pattern=full, backend=backend, **given)
+        results.append((out.detach(), *torch.autograd.grad(out, leaves, grad)))
+    assert_close(*results)

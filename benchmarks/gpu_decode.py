@@ -55,9 +55,9 @@ class DecodeCell:
 
 def measure_decode(bench: KernelBench) -> None:
     """One new token a sequence over ragged caches: ours over pages, beside FlashAttention-3's flat call."""
-    module, verbs = peers.load_fa3(), verbs_for(bench.device)
+    module, verbs = peers.load_fa3(bench.device), verbs_for(bench.device)
     if module is None:
-        bench.note_missing("decode", "fa3 flat", "FlashAttention-3 is not installed")
+        bench.note_missing("decode", "fa3 flat", "FlashAttention-3 is not installed, or there is no GPU")
     check_decode(PATTERN, device=bench.device, dtype=bench.dtype)
     q_heads, kv_heads, head_dim = bench.options.heads[0]
     for tokens in bench.options.decode_lengths:

@@ -109,7 +109,7 @@ STEPS = (
         module="gpu_kernels",
         longest=6,
         options="--only prefill --heads 32/8/128 --batches 4 --lengths 4096 32768 --peers dense "
-        "--ratios 0 .5 .7 1 --repeats 5 --cell-seconds 3",
+        "--ratios 0 .5 .75 1 --repeats 5 --cell-seconds 3",
     ),
     Step(
         name="unfused",

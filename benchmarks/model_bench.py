@@ -200,7 +200,7 @@ def register_dense(device: torch.device, clock: Clock) -> tuple[list[str], list[
     kernels, missing = peers.find_dense(device)
     for kernel in kernels:
         attend = kernel.prepare(torch.empty(0))
-        attend_one = functools.partial(_decode_fa3, peers.load_fa3()) if kernel.name == "fa3" else _decode_sdpa
+        attend_one = functools.partial(_decode_fa3, peers.load_fa3(device)) if kernel.name == "fa3" else _decode_sdpa
         AttentionInterface.register(
             name_dense(kernel.name), functools.partial(_attend_dense, clock, attend, attend_one)
         )

@@ -94,10 +94,11 @@ def fill_cache(handle: Any, routes: Tensor, *, batch: int, tokens: int) -> Cache
 
 
 def make_elastic_step(bench: ModelBench, handle: Any, routes: Tensor, batch: int, tokens: int) -> Callable[[], object]:
-    """One greedy decode step of the attached model as its own captured graph, over a filled cache."""
-    cache = fill_cache(handle, routes, batch=batch, tokens=tokens - 1)
+    """One greedy decode step of the attached model as its own captured graph; the last one reads `tokens`."""
+    num_new = bench.options.steps + 2
+    cache = fill_cache(handle, routes, batch=batch, tokens=tokens - num_new)  # the new ones fit its last pages
     first = torch.zeros(batch, dtype=torch.long, device=bench.device)
-    decoder = CapturedDecoder(handle, cache, first, max_new_tokens=bench.options.steps + 2)
+    decoder = CapturedDecoder(handle, cache, first, max_new_tokens=num_new)
     return decoder.step
 
 

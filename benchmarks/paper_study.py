@@ -78,20 +78,17 @@ def make_rows(answers: dict[str, Seeds]) -> list[Row]:
     return rows
 
 
-def judge(claim: Claim, answers: dict[str, Seeds], figures: dict[str, Any], *, is_complete: bool) -> dict[str, Any]:
-    """Verdict and checks; without all answers the verdict is open and nothing is checked."""
-    checks = claim.judge(Found(answers=answers, figures=figures)) if is_complete else []
-    return {
-        "verdict": give_verdict(checks) if is_complete else "open",
-        "rule": claim.rule,
-        "checks": [check.describe() for check in checks],
-    }
+def judge(claim: Claim, answers: dict[str, Seeds], figures: dict[str, Any]) -> dict[str, Any]:
+    """Verdict and checks."""
+    checks = claim.judge(Found(answers=answers, figures=figures))
+    return {"verdict": give_verdict(checks), "rule": claim.rule, "checks": [check.describe() for check in checks]}
 
 
 def study(lab: Lab, name: str, path: Path | None) -> str:
     """Do what is missing for a claim, write its record, and return the verdict.
 
     Raises:
+        TimeUp: past the deadline; what is done is on the disk, and no record is written.
         Busy: other processes are at parts of it.
     """
     claim, began = CLAIMS[name], time.perf_counter()
@@ -99,18 +96,15 @@ def study(lab: Lab, name: str, path: Path | None) -> str:
     figures: dict[str, Any] = {}
     lab.trainings.clear()
 
-    def save(is_complete: bool) -> dict[str, Any]:
-        judged = judge(claim, answers, figures, is_complete=is_complete)
-        metrics = {
-            "rows": make_rows(answers),
-            "title": claim.title,
-            "paper": claim.paper,
-            **judged,
-            "figures": {key: None if value is None else asdict(value) for key, value in figures.items()},
-            "trainings": list(lab.trainings),
-            "substitutes": {suite: dict(lab.open(suite).substitutes) for suite in claim.suites},
-            "is_complete": is_complete,
-        }
+    for answers in lab.gather(claim):
+        entry = list(answers)[-1]
+        print(f"{name}: {entry}, {len(answers[entry])} of its seeds, {lab.seconds:.0f} s", flush=True)
+    with hold(lab.output / "judged" / name):
+        if path is not None and path.exists() and path.stat().st_mtime > lab.began:
+            return str(read_record(path)["metrics"]["verdict"])  # another process was quicker
+        if claim.figures:
+            figures = MEASURES[claim.figures](lab, claim, answers)
+        judged = judge(claim, answers, figures)
         record = build_record(
             COMMAND,
             config={
@@ -124,27 +118,20 @@ def study(lab: Lab, name: str, path: Path | None) -> str:
             device=describe_device(lab.base.device),
             seed=0,
             n=sum(len(lines) for lists in answers.values() for lines in lists),
-            metrics=metrics,
+            metrics={
+                "rows": make_rows(answers),
+                "title": claim.title,
+                "paper": claim.paper,
+                **judged,
+                "figures": {key: None if value is None else asdict(value) for key, value in figures.items()},
+                "trainings": list(lab.trainings),
+                "substitutes": {suite: dict(lab.open(suite).substitutes) for suite in claim.suites},
+            },
             seconds=time.perf_counter() - began,
             bytes=measure_peak_bytes(lab.base.device),
         )
         if path is not None:
             write_record(path, record)
-        return judged
-
-    try:
-        for answers in lab.gather(claim):
-            entry = list(answers)[-1]
-            print(f"{name}: {entry}, {len(answers[entry])} of its seeds, {lab.seconds:.0f} s", flush=True)
-        with hold(lab.output / "judged" / name):
-            if path is not None and path.exists() and path.stat().st_mtime > lab.began:
-                return str(read_record(path)["metrics"]["verdict"])  # another process was quicker
-            if claim.figures:
-                figures = MEASURES[claim.figures](lab, claim, answers)
-            judged = save(True)
-    except TimeUp:
-        save(False)
-        raise
     for check in judged["checks"]:
         found = "nothing" if check["value"] is None else "{value:.3f} [{low:.3f}, {high:.3f}]".format(**check)
         beside = "" if check["counts"] else " (beside)"
@@ -173,17 +160,20 @@ def study_all(lab: Lab, names: Sequence[str], results: Path | None) -> dict[str,
 
 
 def summarize(results: Path, model: str) -> None:
-    """Write `paper_MODEL.json`, the verdicts and checks of all records of a model, which the tables are made of."""
+    """Write `paper_MODEL.json`, the verdicts and checks of all records of a model, for the tables; the rest is open."""
     found = [(name, results / f"paper_{model}_{name}.json") for name in CLAIMS]
     records = {name: read_record(path) for name, path in found if path.exists()}
     if not records:
         return
-    told = ("title", "paper", "rule", "verdict")
-    rows = [
-        {"claim": name, **{key: record["metrics"][key] for key in told}, "n": record["n"]}
-        | {"samples": record["config"]["samples"], "steps": record["config"]["scale"]["steps"]}
-        for name, record in records.items()
+    rows: list[Row] = [
+        {"claim": name, "title": claim.title, "paper": claim.paper, "rule": claim.rule, "verdict": "open", "n": 0}
+        for name, claim in CLAIMS.items()
     ]
+    for row in rows:
+        if record := records.get(row["claim"]):
+            config, metrics = record["config"], record["metrics"]
+            row |= {key: metrics[key] for key in ("title", "paper", "rule", "verdict")} | {"n": record["n"]}
+            row |= {"samples": config["samples"], "steps": config["scale"]["steps"]}
     checks = [{"claim": name} | check for name, record in records.items() for check in record["metrics"]["checks"]]
     newest = max(records.values(), key=lambda record: record["created"])
     record = build_record(
@@ -219,7 +209,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("runs/paper"), help="of one model")
     parser.add_argument("--results", type=Path, help="folder of the records")
     parser.add_argument("--corpora", default=".data/corpora", help="folder of `make data`; '' = texts in the package")
-    parser.add_argument("--samples", type=int, default=40, help="of each task and length")
+    parser.add_argument("--samples", type=int, default=24, help="of each task and length")
     parser.add_argument("--lengths", type=int, nargs="*", help="of all suites; default: of the model's scale")
     parser.add_argument("--steps", type=int, help="of every training; default: of the model's scale")
     parser.add_argument("--max-minutes", type=float, default=1e9)
@@ -256,7 +246,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         batch_tokens=options.batch_tokens or BATCH_TOKENS.get(base.device.type, 1),
         workers=options.workers,
     )
-    verdicts = study_all(lab, list(CLAIMS) if "all" in options.claims else options.claims, options.results)
+    names = list(CLAIMS) if "all" in options.claims else list(dict.fromkeys(options.claims))
+    verdicts = study_all(lab, names, options.results)
     if options.results:
         summarize(options.results, scale.name)
     return int("open" in verdicts.values())

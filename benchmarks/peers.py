@@ -37,8 +37,8 @@ def find_dense(device: torch.device) -> tuple[list[Kernel], list[Missing]]:
     """Dense kernels: those of PyTorch, and FlashAttention-3."""
     kernels = torch_kernels(device)
     module, reason = _load(*_FA3)
-    if module is None:
-        return kernels, [Missing(name="fa3", reason=reason)]
+    if module is None or device.type != "cuda":
+        return kernels, [Missing(name="fa3", reason=reason or "needs a GPU")]
     return [*kernels, Kernel(name="fa3", prepare=lambda routes: make_fa3(module), is_dense=True)], []
 
 
@@ -49,8 +49,9 @@ def find_hybrid(pattern: StreamingConfig, own: Kernel | None) -> tuple[list[Kern
     sparse ones.
     """
     flex = Kernel(name="flex", prepare=lambda routes: make_flex(routes, pattern))
-    module = load_fa3()
-    dense = make_fa3(module) if module is not None else torch_kernels(torch.device("cuda"))[0].prepare(torch.empty(0))
+    gpu = torch.device("cuda")
+    module = load_fa3(gpu)
+    dense = make_fa3(module) if module is not None else torch_kernels(gpu)[0].prepare(torch.empty(0))
     name = "fa3" if module is not None else "sdpa flash"
     kernels = [flex, Kernel(name=f"split {name} + flex", prepare=lambda r: make_split(r, dense, flex.prepare))]
     if own is not None:
@@ -74,9 +75,9 @@ def list_versions() -> dict[str, str]:
     return found
 
 
-def load_fa3() -> Any | None:
-    """The module of FlashAttention-3, or None."""
-    return _load(*_FA3)[0]
+def load_fa3(device: torch.device) -> Any | None:
+    """The module of FlashAttention-3; None where it is not installed or `device` is no GPU."""
+    return _load(*_FA3)[0] if device.type == "cuda" else None
 
 
 def make_fa3(module: Any) -> Attend:

@@ -24,17 +24,24 @@ from typing import Any
 import torch
 from paper_statistics import bootstrap_mean
 
-from elastic_attention.evaluation.quality import SuiteConfig
 from elastic_attention.evaluation.session import Session, describe_device, open_session
-from elastic_attention.models.answers import Row, draw_row
 from elastic_attention.models.generation import Prompt, probe_routes, tell_prompt
 from elastic_attention.models.loading import new_cache
 from elastic_attention.records import build_record, write_record
-from elastic_attention.tasks import KINDS, Corpora, load_corpora
+from elastic_attention.tasks import KINDS, Corpora, generate, load_corpora, render
 
 EXACT, DENSE = "one piece", "dense"
-SEED = SuiteConfig().seed
+SEED = 1
 _worker: tuple[Session, Corpora] | None = None  # of a process that measures
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """A prompt and its known answer, in tokens."""
+
+    kind: str
+    prompt: list[int]
+    answer: list[int]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -139,15 +146,17 @@ def measure(options: argparse.Namespace) -> Iterator[list[Reading]]:
 def _measure_one(job: tuple[argparse.Namespace, str, int]) -> list[Reading]:
     options, kind, index = job
     session, corpora = _open_worker(options)
-    row = draw_row(
+    sample = generate(
         kind,
         seed=SEED,
         index=index,
-        length=options.lengths[index % len(options.lengths)],
+        target_tokens=options.lengths[index % len(options.lengths)],
         corpora=corpora,
         tokenizer=session.tokenizer,
         split="heldout",
     )
+    prompt, answer = render(sample, session.tokenizer)
+    row = Row(kind=kind, prompt=prompt, answer=answer)
     return [read_prompt(session.handle, row, way) for way in list_ways(options.first_chunks)]
 
 

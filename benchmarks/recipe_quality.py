@@ -3,102 +3,248 @@
     python benchmarks/recipe_quality.py recipes/qwen2.5-coder-*.toml --lengths 4096,16384,30000 --samples 40 \
         --json results/recipes_coder.json
 
-Runs lie in --runs as `elastic-attn train --output` leaves them, answers in --output; the same command goes on after a
-kill. `--shard 0/4` is the first of four processes that share both folders.
+Runs lie under --runs as `elastic-attn train` leaves them, answers under --output; after a kill the command goes on.
+Several processes with the same command share the work, one GPU or more. The record holds what is answered so far.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from paper_sharing import Busy, hold
 from paper_statistics import estimate, find_mastered, is_robust, is_sensitive, pick
 
 from elastic_attention.cli.train import train
-from elastic_attention.evaluation.answer_log import Line
+from elastic_attention.evaluation.answer_log import AnswerLog, Line
 from elastic_attention.evaluation.methods import Method
-from elastic_attention.evaluation.plan import Shard
-from elastic_attention.evaluation.runner import run_plan
-from elastic_attention.evaluation.session import describe_device, measure_peak_bytes, open_base
-from elastic_attention.evaluation.suite_run import BATCH_TOKENS, digest_adapter, hush_transformers, make_plan
+from elastic_attention.evaluation.plan import EvalPlan, Shard, list_batches, parse_method
+from elastic_attention.evaluation.runner import collect_lines, run_plan
+from elastic_attention.evaluation.session import Base, describe_device, measure_peak_bytes, open_base
+from elastic_attention.evaluation.suite_run import digest_adapter, hush_transformers, make_plan
 from elastic_attention.records import build_record, read_record, write_record
-from elastic_attention.tasks.suite import check_tasks, open_suite
+from elastic_attention.tasks.suite import Suite, check_tasks, open_suite
 from elastic_attention.training.recipe import Recipe, load_recipe
-from elastic_attention.training.sources import SOURCES
-from elastic_attention.training.sources.static_mask import StaticMask
 
 Row = dict[str, Any]
 KINDS: dict[str, Callable[[Line], bool]] = {"all": lambda line: True, "sensitive": is_sensitive, "robust": is_robust}
+ROUTERS = ("head_router", "layer_router")
 
 
-def is_static(recipe: Recipe) -> bool:
-    """Does the recipe learn one mask for all inputs?"""
-    return issubclass(SOURCES[recipe.routes.source], StaticMask)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """A recipe and the folder of its run."""
+
+    path: Path
+    recipe: Recipe
+    folder: Path
+
+    @property
+    def is_routed(self) -> bool:
+        """Routers, and not one mask for all inputs?"""
+        return self.recipe.routes.source in ROUTERS
+
+    @property
+    def method(self) -> Method:
+        """How the evaluation asks it."""
+        return Method(
+            name="routed" if self.is_routed else "static", folder=str(self.folder / "adapter"), note=self.path.stem
+        )
+
+    @property
+    def pair(self) -> str:
+        """What full and sparse heads read, such as FA-SSA."""
+        sparse = {"xattention": "XA", "triangle": "TA"}.get(getattr(self.recipe.pattern, "kind", ""), "SSA")
+        return f"{'FA' if self.recipe.full_pattern == 'full' else 'XA'}-{sparse}"
+
+    @property
+    def record(self) -> Path:
+        """What `elastic-attn train` says about it."""
+        return self.folder / "train.json"
+
+    def describe(self) -> Row:
+        """Steps, speed and held-out sparsity."""
+        record = read_record(self.record)
+        facts = {key: record["metrics"][key] for key in ("steps", "tokens", "seconds")}
+        categories = (record["metrics"].get("validation") or {"categories": {}})["categories"]
+        return {
+            "label": self.method.label,
+            "recipe": self.path.name,
+            "source": self.recipe.routes.source,
+            "pair": self.pair,
+            **facts,
+            "peak_bytes": record["bytes"],
+            "categories": categories,
+            "furthest_outside": max((found["outside"] for found in categories.values()), default=None),
+        }
 
 
-def name_pair(recipe: Recipe) -> str:
-    """What full and sparse heads read, such as FA-SSA."""
-    short = {"xattention": "XA", "triangle": "TA"}
-    full = "FA" if recipe.full_pattern == "full" else "XA"
-    return f"{full}-{short.get(getattr(recipe.pattern, 'kind', ''), 'SSA')}"
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Questions:
+    """What every method is asked; each has a folder of answers of its own."""
+
+    base: Base
+    suite: Suite
+    plan: EvalPlan
+    output: Path
+    workers: int
+
+    def ask(self, method: Method) -> None:
+        """Ask what is not answered yet."""
+        identity = {"model": self.base.describe()}
+        if method.folder:
+            identity["adapter"] = digest_adapter(method.folder, self.base.model)
+        with hush_transformers():
+            run_plan(
+                self._plan(method),
+                self.suite,
+                self.base.model,
+                self.base.tokenizer,
+                self.output / method.label,
+                identity=identity,
+                workers=self.workers,
+            )
+
+    def find(self, method: Method) -> list[Line] | None:
+        """All answers of a method; None as long as some are missing."""
+        plan, folder = self._plan(method), self.output / method.label
+        return (
+            collect_lines(plan, list(list_batches(plan, self.suite)), AnswerLog(folder, Shard()))
+            if folder.exists()
+            else None
+        )
+
+    def _plan(self, method: Method) -> EvalPlan:
+        return replace(self.plan, methods=(method,))
 
 
-def describe_run(name: str, recipe: Recipe, folder: Path) -> Row:
-    """Steps, speed and held-out sparsity of a run; trains it where it is missing."""
-    if not (folder / "train.json").exists():
-        train(Path(recipe_path(name)), output=folder, json=folder / "train.json")
-    metrics = read_record(folder / "train.json")["metrics"]
-    found = metrics.get("validation") or {"categories": {}}
-    return {
-        "recipe": name,
-        "source": recipe.routes.source,
-        "pair": name_pair(recipe),
-        "steps": metrics["steps"],
-        "tokens": metrics["tokens"],
-        "seconds": metrics["seconds"],
-        "categories": found["categories"],
-        "furthest_outside": max((facts["outside"] for facts in found["categories"].values()), default=None),
-    }
+def summarize(answers: Mapping[str, Sequence[Line]], masks: Sequence[str]) -> dict[str, list[Row]]:
+    """Where the dense model scores .50 or more: rows by method, and what each router gains over each mask.
 
-
-def summarize(answers: Mapping[str, list[Line]], static: set[str]) -> dict[str, Any]:
-    """Rows by method, and what each router gains over each mask; only tasks and lengths where dense scores .50 count."""
+    Args:
+        answers: lines by label, "dense" among them.
+        masks: labels of the methods with one mask for all inputs.
+    """
     dense = [answers["dense"]]
     mastered = find_mastered(dense)
     rows, gains = [], []
     for label, lines in answers.items():
         counted = [line for line in lines if (line.task, line.length) in mastered and not line.skipped]
-        row: Row = {"label": label, "n": len(counted)}
-        for kinds, wanted in KINDS.items():
-            own = [line for line in counted if wanted(line)]
-            row[f"score_{kinds}"] = mean([line.score for line in own])
-            row[f"msr_{kinds}"] = mean([line.msr for line in own])
-            ratio = estimate([own], pick(dense, wanted), how="ratio", cells=mastered)
+        row: Row = {"label": label, "n": len(counted), "esr_prefill": mean([x.esr_prefill or 0.0 for x in counted])}
+        for kinds, is_wanted in KINDS.items():
+            own = [line for line in counted if is_wanted(line)]
+            row |= {f"score_{kinds}": mean([x.score for x in own]), f"msr_{kinds}": mean([x.msr for x in own])}
+            ratio = estimate([own], pick(dense, is_wanted), how="ratio", cells=mastered)
             row |= {f"relative_{kinds}_{key}": value for key, value in asdict(ratio).items()} if ratio else {}
-        row["esr_prefill"] = mean([line.esr_prefill or 0.0 for line in counted])
+            for mask in masks if label not in (*masks, "dense") else ():
+                gain = estimate([own], pick([answers[mask]], is_wanted), cells=mastered)
+                gains += [{"router": label, "mask": mask, "kinds": kinds, **asdict(gain)}] if gain else []
         rows.append(row)
-        if label in static or label == "dense":
-            continue
-        for other in sorted(static):
-            for kinds, wanted in KINDS.items():
-                gain = estimate([list(filter(wanted, lines))], pick([answers[other]], wanted), cells=mastered)
-                gains += [{"router": label, "mask": other, "kinds": kinds} | asdict(gain)] if gain else []
-    cells = [{"task": task, "length": length} for task, length in sorted(mastered)]
-    return {"rows": rows, "gains": gains, "mastered": cells}
+    return {"rows": rows, "gains": gains, "mastered": [{"task": t, "length": n} for t, n in sorted(mastered)]}
 
 
-def mean(values: list[float]) -> float | None:
+def mean(values: Sequence[float]) -> float | None:
     """The mean, None of nothing."""
     return sum(values) / len(values) if values else None
 
 
-def recipe_path(name: str) -> str:
-    """Where the recipe of that name was found."""
-    return _PATHS[name]
+def forget_memory() -> None:
+    """Let the peak memory of a run be its own."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
 
 
-_PATHS: dict[str, str] = {}
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipes", type=Path, nargs="+", help="recipes of one model")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="a folder for each recipe, by its name")
+    parser.add_argument("--output", type=Path, default=Path("runs/recipe-answers"))
+    parser.add_argument("--json", type=Path, required=True, help="the record")
+    parser.add_argument(
+        "--methods", nargs="*", default=[], help="further ones, such as routed: what ships for the model"
+    )
+    parser.add_argument("--suite", default="mixture")
+    parser.add_argument("--data", type=Path, default=Path(".data/corpora"))
+    parser.add_argument("--tasks", nargs="*", default=[], help="default: all of the suite")
+    parser.add_argument("--lengths", default="", help="in tokens, with commas")
+    parser.add_argument("--samples", type=int, default=40, help="of each task and length")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--batch-tokens", type=int)
+    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--device")
+    options = parser.parse_args(arguments)
+    began = time.perf_counter()
+    runs = [Run(path=p, recipe=load_recipe(p), folder=options.runs / p.stem) for p in options.recipes]
+    if len(names := {run.recipe.model for run in runs}) > 1:
+        parser.error(f"these recipes train {len(names)} models, {', '.join(sorted(names))}; compare those of one.")
+    base = open_base(runs[0].recipe.model, device=options.device, dtype=runs[0].recipe.precision)
+    suite, others = open_suite(options.suite, data=options.data), [parse_method(w) for w in ("dense", *options.methods)]
+    plan = make_plan(
+        base,
+        suite,
+        tasks=check_tasks(suite, options.tasks),
+        lengths=tuple(int(length) for length in options.lengths.split(",") if length),
+        samples=options.samples,
+        methods=tuple(others),
+        seed=options.seed,
+        batch_tokens=options.batch_tokens,
+    )
+    questions = Questions(base=base, suite=suite, plan=plan, output=options.output, workers=options.workers)
+
+    def work(item: Run | Method) -> None:
+        """Train and ask, as far as no other process did or does."""
+        method = item if isinstance(item, Method) else item.method
+        if isinstance(item, Run) and not item.record.exists():
+            with hold(item.folder):
+                if not item.record.exists():
+                    forget_memory()
+                    train(item.path, output=item.folder, device=options.device, json=item.record)
+        if questions.find(method) is None:
+            with hold(options.output / method.label):
+                questions.ask(method)
+
+    def save() -> None:
+        """The record of what is answered; without the dense model's answers there is nothing to compare with."""
+        answers = {method.label: questions.find(method) for method in others}
+        answers |= {run.method.label: questions.find(run.method) for run in runs if run.record.exists()}
+        found = {label: lines for label, lines in answers.items() if lines is not None}
+        done = [run for run in runs if run.method.label in found]
+        if "dense" not in found:
+            return
+        record = build_record(
+            "benchmarks/recipe_quality.py",
+            config={"plan": plan, "recipes": [run.path.name for run in done], "is_complete": len(done) == len(runs)},
+            model=base.describe(),
+            data={"suite": suite.name, **suite.describe()},
+            device=describe_device(base.device),
+            seed=options.seed,
+            n=sum(not line.skipped for lines in found.values() for line in lines),
+            metrics=summarize(found, [run.method.label for run in done if not run.is_routed])
+            | {"trainings": [run.describe() for run in done]},
+            seconds=time.perf_counter() - began,
+            bytes=measure_peak_bytes(base.device),
+        )
+        write_record(options.json, record)
+
+    waiting: list[Run | Method] = [*others, *runs]
+    while waiting:
+        for item in list(waiting):
+            try:
+                work(item)
+            except Busy:
+                continue
+            waiting.remove(item)
+            label = item.label if isinstance(item, Method) else item.method.label
+            print(f"{time.perf_counter() - began:.0f} s: {label}", flush=True)
+            save()
+        time.sleep(1 if waiting else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -2,7 +2,7 @@
 
     python benchmarks/smollm2_quality.py --output runs/quality --record results/quality.json
 
-Everybody answers held-out samples through the runner of `elastic-attn eval`. Every stage keeps its files under --output,
+Everybody answers held-out samples through the runner of `elastic-attn eval`. Every stage keeps its files in --output,
 so a run that was stopped goes on where it was. `--max-minutes` stops in time, between two batches; the record says
 whether it is complete.
 """
@@ -17,8 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from paper_samples import KeptSuite
-
 from elastic_attention.evaluation.answer_log import Line
 from elastic_attention.evaluation.methods import Method
 from elastic_attention.evaluation.plan import EvalPlan
@@ -27,7 +25,7 @@ from elastic_attention.evaluation.session import Base, describe_device, measure_
 from elastic_attention.evaluation.suite_run import BATCH_TOKENS, digest_adapter, fingerprint_weights
 from elastic_attention.evaluation.suite_summary import summarize_run
 from elastic_attention.records import build_record, write_record
-from elastic_attention.tasks.suite import open_suite
+from elastic_attention.tasks.suite import Suite, open_suite
 from elastic_attention.training.recipe import Interval, Recipe, load_recipe
 from elastic_attention.training.trainer import train
 
@@ -61,7 +59,7 @@ class Comparison:
     """The model, what was asked of it so far, and the time that is left."""
 
     base: Base
-    suite: KeptSuite
+    suite: Suite
     output: Path
     lengths: tuple[int, ...]
     workers: int
@@ -96,28 +94,28 @@ class Comparison:
                 raise TimeUp
         return str(folder / "adapter")
 
-    def ask(self, method: Method, samples: int) -> float:
-        """Ask `samples` of every kind, unless they are answered; returns the mean MSR."""
-        plan = self.plan([method], samples)
-        self.suite.prepare(plan, self.base.tokenizer, self.workers)
-        adapter = None if method.folder is None else digest_adapter(method.folder, self.base.model)
-        identity = {"model": self.base.describe(), "weights": fingerprint_weights(self.base.model), "adapter": adapter}
+    def ask(self, name: str, methods: Sequence[Method], samples: int) -> list[Line]:
+        """Ask methods `samples` of every kind, unless they have answered; `name` is that of the folder."""
+        plan = self.plan(methods, samples)
+        adapters = {m.label: digest_adapter(m.folder, self.base.model) for m in methods if m.folder is not None}
+        identity = {"model": self.base.describe(), "weights": fingerprint_weights(self.base.model)}
         lines = run_plan(
             plan,
             self.suite,
             self.base.model,
             self.base.tokenizer,
-            self.output / "answers" / f"{method.label}-{samples}",
-            identity=identity,
+            self.output / "answers" / name,
+            identity=identity | {"adapters": adapters},
+            workers=self.workers,
             advance=self.check_time,
         )
         assert lines is not None  # one shard is the whole run
         self.lines += lines
-        self.methods.append(method)
-        msr = sum(line.msr for line in lines) / len(lines)
-        score = sum(line.score for line in lines) / len(lines)
-        print(f"{method.label}: score {score:.3f} msr {msr:.3f}", flush=True)
-        return msr
+        self.methods += methods
+        for method in methods:
+            own = [line for line in lines if line.method == method.label]
+            print(f"{method.label}: score {mean(own, 'score'):.3f} msr {mean(own, 'msr'):.3f}", flush=True)
+        return lines
 
     def summarize(self, samples: int) -> dict[str, Any]:
         """Rows by method over what dense masters, and rows by kind with a column a method."""
@@ -127,31 +125,37 @@ class Comparison:
             for kind in self.suite.tasks:
                 own = [line for line in self.lines if line.method == method.label and line.task == kind]
                 row = kinds.setdefault(kind, {"kind": kind, "category": own[0].category, "n": len(own)})
-                row[method.label] = sum(line.score for line in own) / len(own)
-                row[f"msr {method.label}"] = sum(line.msr for line in own) / len(own)
+                row |= {method.label: mean(own, "score"), f"msr {method.label}": mean(own, "msr")}
         return {"rows": found["mastered_rows"], "by_kind": list(kinds.values()), "mastered": found["mastered"]}
+
+
+def mean(lines: Sequence[Line], key: str) -> float:
+    """Of a number of the lines."""
+    return sum(getattr(line, key) for line in lines) / len(lines)
 
 
 def compare(run: Comparison, recipe: Recipe, options: argparse.Namespace) -> None:
     """Train and ask everything; raises TimeUp past the deadline."""
     main = run.train(recipe, "main")
-    for name in ("dense", "all_sparse"):
-        run.ask(Method(name=name), options.samples)
-    msr = run.ask(Method(name="routed", folder=main), options.samples)
-    run.ask(Method(name="routed", folder=main, decode="full", note="full"), options.samples)
-    msr = options.compare_at or round(msr, 3)
-    run.ask(Method(name="random", target=msr), options.samples)
+    routed = Method(name="routed", folder=main)
+    first = [Method(name="dense"), Method(name="all_sparse"), routed]
+    first.append(dataclasses.replace(routed, decode="full", note="full"))
+    lines = run.ask("main", first, options.samples)
+    msr = options.compare_at or round(mean([line for line in lines if line.method == routed.label], "msr"), 3)
     mask = run.train(aim_at(recipe, msr, "static", recipe.steps), f"main-static-{msr:.3f}")
-    run.ask(Method(name="static", target=msr, folder=mask), options.samples)
+    others = [Method(name="random", target=msr), Method(name="static", target=msr, folder=mask)]
+    run.ask("others", others, options.samples)
     packs = recipe.data.packs
     packs = dataclasses.replace(packs, per_step=max(1, options.frontier_tokens // packs.tokens))
     short = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, packs=packs), checkpoint_every=0)
+    frontier = []
     for target in options.targets:
         for source, name in (("head_router", "routed"), ("static", "static")):
             aimed = aim_at(short, target, source, options.frontier_steps)
             folder = run.train(aimed, f"frontier-{source}-{target:.3f}")
-            method = Method(name=name, target=target, folder=folder, note="frontier")
-            run.ask(method, min(options.frontier_samples, options.samples))
+            frontier.append(Method(name=name, target=target, folder=folder, note="frontier"))
+    if frontier:
+        run.ask("frontier", frontier, min(options.frontier_samples, options.samples))
 
 
 def main() -> None:
@@ -181,7 +185,7 @@ def main() -> None:
     )
     run = Comparison(
         base=open_base(recipe.model, device=options.device, dtype=recipe.precision),
-        suite=KeptSuite(open_suite("mixture", data=recipe.data.corpora)),
+        suite=open_suite("mixture", data=recipe.data.corpora),
         output=options.output,
         lengths=tuple(options.lengths),
         workers=options.workers,

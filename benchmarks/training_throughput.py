@@ -24,7 +24,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,9 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="what a layer keeps for the backward besides its input: nothing and runs again (layers), what attention "
         "gave (attention), or everything (all); the reference keeps nothing",
     )  # fmt: skip
-    parser.add_argument("--compiled", nargs="+", type=int, choices=(0, 1), default=[0], help="1: fuse norms and MLPs")
+    parser.add_argument(
+        "--compiled", nargs="+", type=int, choices=(0, 1), default=[0], help="1: torch.compile fuses norms and MLPs"
+    )
     parser.add_argument("--sequence", nargs="+", type=int, default=[1], help="processes that share a pack")
     parser.add_argument("--weights", type=int, default=0, help="processes that share the weights, 0 = all")
     parser.add_argument("--warm-up", type=int, default=1, help="steps before the timed ones")
@@ -126,8 +128,7 @@ class TrainingBench:
     def run(self, ranks: Ranks, sequence: int) -> None:
         """All cells of one way to share packs."""
         for is_compiled, way, memory in self.list_engines(sequence):
-            fuse_layers(self.model, is_compiled)
-            engine = ParallelEngine(build_recipe(self.options, sequence, memory), self.model, ranks)
+            engine = ParallelEngine(build_recipe(self.options, sequence, memory, is_compiled), self.model, ranks)
             use_reference(way == "reference")
             for load in self.options.loads:
                 values = (
@@ -258,26 +259,6 @@ def build_model(name: str, layers: int | None, device: torch.device) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def fuse_layers(model: Any, is_on: bool) -> None:
-    """Let torch.compile fuse the norms, the rotations and the MLPs, or not; lengths of packs may differ."""
-    torch._dynamo.config.cache_size_limit = 64  # norms of several widths share their code
-    home = sys.modules[type(model).__module__]
-    rotate = getattr(home.apply_rotary_pos_emb, "plain", home.apply_rotary_pos_emb)
-    home.apply_rotary_pos_emb = _compile(rotate) if is_on else rotate
-    for layer in find_layers(model):
-        for name, module in layer.named_modules():
-            if name.endswith(("mlp", "norm")):
-                module._compiled_call_impl = None
-                if is_on:
-                    module.compile(dynamic=True)
-
-
-def _compile(function: Callable[..., Any]) -> Any:
-    compiled = torch.compile(function, dynamic=True)
-    compiled.plain = function
-    return compiled
-
-
 def check_losses(rows: list[Row]) -> None:
     """The same packs have the same loss, however it is computed and shared.
 
@@ -299,7 +280,7 @@ def take_step(engine: ParallelEngine, step: int, pack: PackedBatch) -> Row:
     return engine.finish_step()
 
 
-def build_recipe(options: argparse.Namespace, sequence: int, memory: str) -> Recipe:
+def build_recipe(options: argparse.Namespace, sequence: int, memory: str, is_compiled: bool) -> Recipe:
     """The run that a cell takes some steps of."""
     return Recipe(
         model=options.model,
@@ -307,6 +288,7 @@ def build_recipe(options: argparse.Namespace, sequence: int, memory: str) -> Rec
         intervals={"sensitive": Interval(low=0.6, high=0.7), "robust": Interval(low=0.8, high=1.0)},
         recompute_layers=memory != "all",
         keep_attention=memory == "attention",
+        fuse_layers=is_compiled,
         parallel=ParallelConfig(sequence=sequence, weights=options.weights),
         precision="bfloat16" if torch.cuda.is_available() else "float32",
     )

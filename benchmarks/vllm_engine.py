@@ -5,14 +5,17 @@
 
 Ways, each in a process of its own: "stock" (vLLM alone), "off" (the plugin, all heads full: what it costs) and
 "elastic" (the plugin, routes given at `--msr`, drawn once: prompts are sparse too). Cells: tokens x requests.
-Prompts are random and never the same twice; the prefix cache is off. TTFT is the time until all requests of a cell have
-their first token; decoding is what the further tokens take.
+Prompts are random and never the same twice; the prefix cache is off, and all ways have blocks of the same size and the
+same CUDA graphs. TTFT is the time until all requests of a cell have their first token; decoding is what the steps take
+from there until the first of them is done. The best of `--repeats` counts.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import os
 import random
 import subprocess
 import sys
@@ -55,8 +58,13 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--cells", nargs="*", default=CELLS.split())
     parser.add_argument("--ways", nargs="*", choices=WAYS, default=list(WAYS))
     parser.add_argument("--msr", type=float, default=0.7)
-    parser.add_argument("--new-tokens", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--new-tokens", type=int, default=192)
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--layers", type=int, help="fewer layers than the shape has")
+    parser.add_argument("--graphs", default="FULL_DECODE_ONLY", help="vLLM's cudagraph_mode, of all ways")
+    parser.add_argument("--compile", type=int, default=0, help="vLLM's compilation mode, of all ways")
+    parser.add_argument("--block-size", type=int, default=128)
+    parser.add_argument("--memory", type=float, default=0.93, help="part of the device's memory")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
@@ -94,45 +102,88 @@ def write_model(folder: Path, shape: dict[str, int]) -> None:
 
 def measure_way(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Rows of one way; in a process of its own."""
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     from vllm import LLM, SamplingParams
 
-    shape, chooser = SHAPES[options.shape], random.Random(WAYS.index(options.way))
+    shape, chooser = pick_shape(options), random.Random(WAYS.index(options.way))
     cells = [tuple(map(int, cell.split("x"))) for cell in options.cells]
-    longest = max(tokens for tokens, _ in cells) + options.new_tokens + 1
     plugin = {} if options.way == "stock" else {"elastic_attention": {"routers": str(options.folder / "routers")}}
+    sizes = sorted({1, *(count for _, count in cells)})
+    graphs = {"mode": options.compile, "cudagraph_mode": options.graphs, "cudagraph_capture_sizes": sizes}
     llm = LLM(
         str(options.folder / "model"),
         skip_tokenizer_init=True,
         load_format="dummy",
         dtype=options.dtype,
-        max_model_len=longest,
-        max_num_seqs=max(count for _, count in cells),
+        max_model_len=max(tokens for tokens, _ in cells) + options.new_tokens + 1,
+        max_num_seqs=max(sizes),
         enable_prefix_caching=False,
+        block_size=options.block_size,
+        gpu_memory_utilization=options.memory,
+        compilation_config=graphs,
         additional_config=plugin,
     )
     heads = shape["num_hidden_layers"] * shape["num_key_value_heads"]
     digits = ["1"] * round(options.msr * heads) + ["0"] * (heads - round(options.msr * heads))
     random.Random(0).shuffle(digits)
     extra = {"off": {"elastic_routes": "off"}, "elastic": {"elastic_routes": "".join(digits)}}.get(options.way)
+    numbers = itertools.count()
 
-    def run(tokens: int, count: int, new: int) -> float:
+    def run(tokens: int, count: int, new: int) -> tuple[float, float]:
+        """(seconds until all have their first token, seconds of a step from there until the first is done)."""
+        params = SamplingParams(temperature=0, max_tokens=new, ignore_eos=True, detokenize=False, extra_args=extra)
         prompts = [[chooser.randrange(1, shape["vocab_size"]) for _ in range(tokens)] for _ in range(count)]
-        params = SamplingParams(
-            temperature=0, max_tokens=new, min_tokens=new, ignore_eos=True, detokenize=False, extra_args=extra
-        )
-        started = time.perf_counter()
-        llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], params, use_tqdm=False)
-        return time.perf_counter() - started
+        done = {str(next(numbers)): 0 for _ in prompts}
+        engine, clock = llm.llm_engine, time.perf_counter
+        started = clock()
+        for name, prompt in zip(done, prompts, strict=True):
+            engine.add_request(name, {"prompt_token_ids": prompt}, params)
+        first, at_first, last, at_last = 0.0, {}, 0.0, {}
+        while engine.has_unfinished_requests():
+            for output in engine.step():
+                name = next(name for name in done if output.request_id.split("-")[0] == name)
+                done[name] = len(output.outputs[0].token_ids)
+            if not first and min(done.values()) > 0:
+                first, at_first = clock(), dict(done)
+            if first and not last and max(done.values()) >= new:
+                last, at_last = clock(), dict(done)
+        steps = max(at_last[name] - at_first[name] for name in done)
+        return first - started, (last - first) / steps if steps else float("nan")
 
     rows = []
     for tokens, count in cells:
-        run(min(tokens, 2048), count, 4)
-        first = min(run(tokens, count, 1) for _ in range(options.repeats))
-        whole = min(run(tokens, count, options.new_tokens + 1) for _ in range(options.repeats))
-        step = (whole - first) / options.new_tokens
+        run(min(tokens, 2048), count, 16)
+        times = [run(tokens, count, options.new_tokens) for _ in range(options.repeats)]
+        first, step = min(first for first, _ in times), min(step for _, step in times)
         row = {"way": options.way, "tokens": tokens, "requests": count, "ttft_seconds": first, "step_seconds": step}
-        rows.append(row | {"decoded_per_second": count / step})
+        rows.append(row | {"decoded_per_second": count / step, "device": name_device()})
         print(json.dumps(rows[-1]), flush=True)
+        options.json.write_text(json.dumps(rows))
+    return rows
+
+
+def name_device() -> str:
+    """The GPU, or the CPU."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
+def pick_shape(options: argparse.Namespace) -> dict[str, int]:
+    """The shape that was asked for."""
+    return SHAPES[options.shape] | ({"num_hidden_layers": options.layers} if options.layers else {})
+
+
+def gather_rows(folder: Path) -> list[dict[str, Any]]:
+    """The rows that all ways have written so far, with their speedups over vLLM alone."""
+    parts = [folder / f"{way}.json" for way in WAYS]
+    rows = [row for part in parts if part.exists() for row in json.loads(part.read_text())]
+    stock = {(row["tokens"], row["requests"]): row for row in rows if row["way"] == "stock"}
+    for row in rows:
+        base = stock.get((row["tokens"], row["requests"]))
+        if base is not None:
+            row["ttft_speedup"] = base["ttft_seconds"] / row["ttft_seconds"]
+            row["decode_speedup"] = base["step_seconds"] / row["step_seconds"]
     return rows
 
 
@@ -140,33 +191,26 @@ def main() -> None:
     """Measure all ways one after the other, and write the record after each."""
     from elastic_attention.records import build_record, write_record
 
-    options, started, rows = parse_options(), time.perf_counter(), []
+    options, started = parse_options(), time.perf_counter()
     if options.way is not None:
-        options.json.write_text(json.dumps(measure_way(options)))
+        measure_way(options)
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_model(folder, SHAPES[options.shape])
+        write_model(folder, pick_shape(options))
         for way in options.ways:
-            part = folder / f"{way}.json"
-            child = ["--way", way, "--folder", name, "--json", str(part)]
+            child = ["--way", way, "--folder", name, "--json", str(folder / f"{way}.json")]
             command = [sys.executable, __file__, *sys.argv[1:], *child]
             if subprocess.run(command).returncode:
-                print(f"{way} failed", file=sys.stderr)
-                continue
-            rows += json.loads(part.read_text())
-            stock = {(row["tokens"], row["requests"]): row for row in rows if row["way"] == "stock"}
-            for row in rows:
-                base = stock.get((row["tokens"], row["requests"]))
-                if base is not None:
-                    row["ttft_speedup"] = base["ttft_seconds"] / row["ttft_seconds"]
-                    row["decode_speedup"] = base["step_seconds"] / row["step_seconds"]
+                print(f"{way} failed", file=sys.stderr, flush=True)
+            rows = gather_rows(folder)
+            keys = ("msr", "new_tokens", "repeats", "block_size", "graphs", "compile")
             record = build_record(
                 "vllm engine",
-                config={"shape": options.shape, "msr": options.msr, "new_tokens": options.new_tokens},
+                config={"shape": options.shape} | {key: getattr(options, key) for key in keys},
                 model={"name": options.shape, "dtype": options.dtype},
                 data="random tokens",
-                device="vLLM's",
+                device=rows[0]["device"] if rows else "none",
                 seed=0,
                 n=len(rows),
                 metrics={"rows": rows},

@@ -3,10 +3,9 @@
 import policy_agreement
 import pytest
 import torch
-from policy_agreement import DENSE, EXACT, Reading, list_ways, read_prompt, summarize
+from policy_agreement import DENSE, EXACT, Reading, Row, list_ways, read_prompt, summarize
 
 from elastic_attention.evaluation.session import Session
-from elastic_attention.models.answers import Row
 from elastic_attention.models.generation import probe_routes
 from elastic_attention.records import read_record
 from elastic_attention.tasks import load_corpora
@@ -17,7 +16,7 @@ PROMPT = text(150, seed=3)
 
 
 def read(handle, first=100):
-    row = Row("needle", "sensitive", 0, PROMPT[0].tolist(), [5, 6, 7])
+    row = Row(kind="needle", prompt=PROMPT[0].tolist(), answer=[5, 6, 7])
     return {way.name: read_prompt(handle, row, way) for way in list_ways([first])}
 
 
@@ -47,7 +46,7 @@ def test_an_answer_counts_when_the_model_says_it():
     said = model.generate(PROMPT, max_new_tokens=3, do_sample=False)[0, PROMPT.shape[1] :].tolist()
     dense = list_ways([])[-1]
     for answer, score in ((said, 1.0), ([*said[:2], said[2] ^ 1], 0.0)):
-        assert read_prompt(handle, Row("needle", "sensitive", 0, PROMPT[0].tolist(), answer), dense).score == score
+        assert read_prompt(handle, Row(kind="needle", prompt=PROMPT[0].tolist(), answer=answer), dense).score == score
 
 
 def test_agreement_is_a_share_of_the_routes():

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import smollm2_quality
 import torch
-from paper_samples import KeptSuite
 
 from elastic_attention.evaluation.session import Base
 from elastic_attention.models.checkpoint import save_static_routes
@@ -50,10 +49,15 @@ def compare(tmp_path, monkeypatch):
         suite.tasks = suite.headline = ("needle", "prose")
         model = make_model(max_position_embeddings=2048)
         base = Base(
-            name="tiny", model=model, tokenizer=Tokenizer(), device=torch.device("cpu"), dtype=torch.float32, context=2048
+            name="tiny",
+            model=model,
+            tokenizer=Tokenizer(),
+            device=torch.device("cpu"),
+            dtype=torch.float32,
+            context=2048,
         )
         made = smollm2_quality.Comparison(
-            base=base, suite=KeptSuite(suite), output=tmp_path, lengths=(512, 640), workers=0,
+            base=base, suite=suite, output=tmp_path, lengths=(512, 640), workers=0,
             deadline=time.monotonic() + seconds,
         )  # fmt: skip
         try:

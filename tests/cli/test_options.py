@@ -24,11 +24,11 @@ OPTIONS = {
         "--output --routers --samples --seed --shard --suite --tasks --workers"
     ),
     "train": "--device --json --max-seconds --output recipe",
-    "convert": "--base --json --msr destination source",
+    "convert": "--base --json --msr --pattern destination source",
     "report": "--check --curves --frontier --head-map --html --json --log --recipe --results --speed --tables records",
     "serve": (
-        "--allowed-host --budget --context --device --dtype --engine --first-chunk-tokens --host --json --max-body-bytes "
-        "--max-new-tokens --max-requests --model --policy --port --routers --served-name --vllm-option"
+        "--allowed-host --budget --context --device --dtype --engine --first-chunk-tokens --host --json "
+        "--max-body-bytes --max-new-tokens --max-requests --model --policy --port --routers --served-name --vllm-option"
     ),
 }
 

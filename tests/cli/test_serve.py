@@ -22,6 +22,7 @@ HERE = ["--engine", "transformers"]
         (["--policy", "probe", *HERE], "--policy probe needs --engine vllm"),
         (["--first-chunk-tokens", "512", *HERE], "--first-chunk-tokens 512 needs --engine vllm"),
         (["--model", "nowhere", *HERE], "nowhere"),
+        (["--budget", "nan", *HERE], "--budget nan"),
     ],
 )
 def test_what_does_not_fit(call, arguments, word):

@@ -22,7 +22,7 @@ from tiny_models import make_model
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
-FIRST_RUN, SOURCE, EXTENDED = (body for kind, body in BLOCKS if kind == "toml")
+FIRST_RUN, SOURCE, TEMPERATURE, EXTENDED = (body for kind, body in BLOCKS if kind == "toml")
 COMMANDS = [line for kind, body in BLOCKS if kind == "bash" for line in body.strip().splitlines()]
 PYTHON = [body for kind, body in BLOCKS if kind == "python"]
 RECORDS = next(body for kind, body in BLOCKS if kind == "json")
@@ -119,8 +119,9 @@ def test_recipes_of_the_page_load(place):
     assert load_recipe("extended.toml").routes.source == "layer_router"
     source = tomllib.loads(SOURCE)["data"]["packs"]["sources"][0]
     write_file(place / source["files"][0], source["format"], 3)
-    (place / "papers.toml").write_text((place / "my-run.toml").read_text() + SOURCE)
-    assert load_recipe("papers.toml").data.packs.sources[0].format == "musique"
+    (place / "papers.toml").write_text((place / "my-run.toml").read_text() + SOURCE + TEMPERATURE)
+    papers = load_recipe("papers.toml")
+    assert papers.data.packs.sources[0].format == "musique" and papers.temperature.schedule == "exponential"
 
 
 def test_the_page_names_everything_that_there_is():

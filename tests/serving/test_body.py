@@ -8,7 +8,6 @@ import pytest
 pytest.importorskip("fastapi")
 
 from elastic_attention.serving.server.body import BodyLimit
-from elastic_attention.serving.server.limits import ServerLimits
 
 
 def serve(chunks, gap):
@@ -36,8 +35,7 @@ def serve(chunks, gap):
     async def send(message):
         sent.append(message)
 
-    limits = ServerLimits(context=1, max_body_bytes=50, max_body_seconds=0.2)
-    middleware = BodyLimit(app, limits, lambda: refusals.append(1))
+    middleware = BodyLimit(app, max_bytes=50, max_seconds=0.2, note_refusal=lambda: refusals.append(1))
     asyncio.run(middleware({"type": "http", "headers": []}, receive, send))
     return sent[0]["status"], json.loads(sent[1]["body"]), len(refusals)
 

@@ -48,3 +48,26 @@ def test_other_names_are_refused(ask, host):
     assert refused.status_code == 403
     assert f"--allowed-host {host.partition(':')[0]}" in refused.json()["error"]["message"]
     assert ask("localhost").status_code == 200
+
+
+def test_the_guard_of_another_server(monkeypatch):
+    from starlette.applications import Starlette
+    from starlette.responses import PlainTextResponse
+    from starlette.routing import Route
+    from starlette.testclient import TestClient
+
+    from elastic_attention.serving.server.guard import VARIABLE, Guard, prepare_guard
+
+    async def echo(request):
+        return PlainTextResponse(str(len(await request.body())))
+
+    def post(size, host="localhost"):
+        app = Starlette(routes=[Route("/", echo, methods=["POST"])])
+        app.add_middleware(Guard)
+        return TestClient(app).post("/", content=b"a" * size, headers={"host": host})
+
+    monkeypatch.setenv(VARIABLE, "")
+    assert prepare_guard("127.0.0.1", [], 100) == f"{Guard.__module__}.Guard"
+    assert post(100).text == "100" and post(101).status_code == 413 and post(1, "evil.example").status_code == 403
+    prepare_guard("0.0.0.0", [], None)
+    assert post(101, "evil.example").text == "101" and post((8 << 20) + 1).status_code == 413

@@ -3,8 +3,7 @@ from tiny_runs import make_recipe
 
 from elastic_attention import RecipeError
 from elastic_attention.config import StreamingConfig, TriangleConfig, XAttentionConfig
-from elastic_attention.training.recipe import Interval, OptimizerConfig, TemperatureConfig, load_recipe
-from elastic_attention.training.schedule import learning_rate_at, temperature_at
+from elastic_attention.training.recipe import Interval, load_recipe
 
 GOOD = 'model = "smollm2"\nsteps = 3\n[intervals]\nrobust = { low = 0.8, high = 1.0 }\n'
 
@@ -30,7 +29,17 @@ def test_patterns_of_a_recipe(tmp_path):
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        (GOOD + "[data]\nkindz = []\n", "kindz"),
+        (GOOD + "[data]\nkindz = []\n", "kindz.*Did you mean 'kinds'"),
+        (GOOD + "[data]\nworkers = -1\n", "data.workers=-1"),
+        (GOOD + "[data]\nlengths = [0]\n", "data.lengths"),
+        (GOOD + "[data]\nlengths = []\n", "data.lengths"),
+        ("validate_every = -1\n" + GOOD, "validate_every=-1"),
+        ("checkpoint_every = -1\n" + GOOD, "checkpoint_every=-1"),
+        ("validation_samples = -1\n" + GOOD, "validation_samples=-1"),
+        (f"seed = {2**64}\n" + GOOD, "seed=18446744073709551616 has more than 64 bits"),
+        (GOOD + '[temperature]\nschedule = "linear"\n', "schedule='linear'.*exponential"),
+        (GOOD + "[temperature]\nrate = -1.0\n", "temperature.rate=-1.0"),
+        (GOOD + "[temperature]\nfinal_p = nan\n", "final_p=nan"),
         (GOOD.replace("steps = 3", 'steps = "3"'), "steps"),
         (GOOD.replace("steps = 3\n", ""), "steps"),
         (GOOD.replace("0.8", "1.8"), "1.8"),
@@ -66,13 +75,3 @@ def test_missing_recipe(tmp_path):
 def test_zero_steps():
     with pytest.raises(ValueError, match="steps=0"):
         make_recipe(steps=0)
-
-
-def test_schedules_reach_their_ends():
-    optimizer, temperature = OptimizerConfig(learning_rate=1.0), TemperatureConfig(start=1.5, end=0.5, ratio=0.5)
-    rates = [learning_rate_at(optimizer, step, 100) for step in range(100)]
-    assert rates[9] == max(rates) == 1.0
-    assert rates[-1] == pytest.approx(optimizer.final_ratio, abs=0.01)
-    assert temperature_at(temperature, 0, 100) == 1.5
-    assert temperature_at(temperature, 25, 100) == pytest.approx(1.0)
-    assert {temperature_at(temperature, step, 100) for step in (50, 75, 99)} == {0.5}

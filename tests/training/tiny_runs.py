@@ -1,6 +1,12 @@
-"""A training run small enough for a test: a tiny Llama, a tiny BPE, the texts inside the package."""
+"""A training run small enough for a test, a tiny Llama, a tiny BPE and made rows; and how to read what it leaves."""
+
+import json
+
+import torch
+from safetensors.torch import load_file
 
 from elastic_attention.config import StreamingConfig
+from elastic_attention.training.checkpoints import FILE
 from elastic_attention.training.recipe import DataConfig, Interval, PackConfig, Recipe, RouteConfig
 from made_rows import make_rows, make_tokenizer, write_rows
 from tiny_models import make_model
@@ -40,3 +46,25 @@ def parts(family="llama"):
     """Model and tokenizer of a run; equal at every call."""
     model = make_model(family, vocab_size=600, max_position_embeddings=4096)
     return {"model": model, "tokenizer": make_tokenizer(), "device": "cpu"}
+
+
+def read_tensors(folder):
+    """Tensors of the last checkpoint."""
+    return load_file(folder / FILE)
+
+
+def read_log(folder):
+    """Lines of the log; strict, so NaN is an error."""
+
+    def refuse(word):
+        raise ValueError(f"{word} is no JSON")
+
+    return [json.loads(line, parse_constant=refuse) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def assert_equal_runs(one, other):
+    """Two folders hold the same run, bit for bit."""
+    a, b = read_tensors(one), read_tensors(other)
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert (one / "log.jsonl").read_text() == (other / "log.jsonl").read_text()

@@ -12,6 +12,7 @@ from elastic_attention.viz import render_report
 from elastic_attention.viz.charts import Point, Series, draw_chart
 from elastic_attention.viz.columns import pick_columns
 from elastic_attention.viz.eval_charts import build_charts, find_front
+from elastic_attention.viz.training_charts import build_training_charts
 
 pytest.importorskip("jinja2")
 
@@ -52,7 +53,9 @@ def test_the_page_shows_all_of_it():
     ):  # fmt: skip
         assert text in page.text, text
     assert ("option", {"value": "01 -- 10"}) in page.elements
-    assert page.count("circle") == 3 + 2
+    assert page.count("circle") == 3 + 2 + (3 + 1), "points, and keys in legends"
+    headings = re.findall(r"<h2>(.*?)</h2>", render_report(make_eval()))
+    assert headings[:4] == ["Row by row", "Score by task", "Which heads stayed full", "The routes of one prompt"]
     assert "Prefill dense" not in page.text, "columns of the demo"
 
 
@@ -85,10 +88,77 @@ def test_axes_hold_their_values(values):
     assert 2 <= len(chart.x_ticks) <= 12 and 2 <= len(chart.y_ticks) <= 12
 
 
+@pytest.mark.parametrize(("values", "ticks"), [((1.0,), [1, 2]), ((0.4, 59.0), [0.25, 0.5, 1, 2, 4, 8, 16, 32, 64])])
+def test_ratios_stand_at_powers_of_two(values, ticks):
+    series = [Series(name="a", points=[Point(x=v, y=v, title="") for v in values])]
+    chart = draw_chart(series, title="", note="", x_label="", y_label="", is_y_log=True)
+    assert [float(text) for _, text in chart.y_ticks] == ticks
+    assert all(chart.y_ticks[-1][0] <= mark.y <= chart.bottom for mark in chart.curves[0].marks)
+
+
 def test_speeds_of_other_records():
     rows = [{"kernel": "k", "tokens": n, "msr": 0.5, "speedup": n / 4096} for n in (4096, 8192)]
     (chart,) = build_charts(make_record("bench", {"rows": rows}))
     assert chart.title == "Speed-up against length" and chart.curves[0].name == "k, MSR 0.50"
+
+
+def test_many_kernels_are_drawn_apart():
+    """Curves that would not be told apart get a chart for each MSR, or each kernel; one length makes no curve."""
+    ratios = (0.0, 0.5, 0.75, 1.0)
+
+    def draw(kernels, ratios):
+        rows = [
+            {"kernel": k, "tokens": n, "msr": r, "speedup": 2.0, "best_dense": "dense"}
+            for k in (*kernels, "dense") for n in (4096, 8192) for r in ratios
+        ]  # fmt: skip
+        rows.append({"kernel": "once", "tokens": 4096, "msr": 0.5, "speedup": 9.0})
+        return build_charts(make_record("bench", {"rows": rows}))
+
+    by_ratio = draw("abcde", ratios)
+    assert [chart.title for chart in by_ratio] == [f"Speed-up against length, MSR {r:.2f}" for r in ratios]
+    colours = [(kernel, number) for number, kernel in enumerate("abcde")]
+    assert all([(curve.name, curve.colour) for curve in chart.curves] == colours for chart in by_ratio)
+    by_kernel = draw("ab", ratios)
+    assert [chart.title for chart in by_kernel] == ["Speed-up against length: a", "Speed-up against length: b"]
+    assert [curve.name for curve in by_kernel[0].curves] == [f"MSR {r:.2f}" for r in ratios]
+    (one,) = draw("a", ratios)
+    assert len(one.curves) == 4
+
+
+def test_more_methods_than_colours_differ_in_shape():
+    series = [Series(name=str(i), points=[Point(x=i, y=i, title="")]) for i in range(16)]
+    curves = draw_chart(series, title="", note="", x_label="", y_label="").curves
+    assert len({(curve.colour, curve.shape) for curve in curves}) == 16
+
+
+STEPS = [
+    {"step": i, "lm_loss": 2 - i / 900, "msr": {"robust": 0.5, "sensitive": i / 900},
+     "multiplier_linear": {"robust": 0.1}, "multiplier_quadratic": {"robust": 0.2}, "temperature": 1.5}
+    for i in range(1, 900)
+]  # fmt: skip
+
+
+def test_training_curves_stand_on_the_page():
+    loss, msr, multipliers, temperature = build_training_charts(STEPS, {"sensitive": (0.6, 0.7)})
+    assert [curve.name for curve in loss.curves] == ["each step", "running mean"] and loss.title == "LM loss"
+    robust, sensitive = msr.curves
+    assert robust.band is None and sensitive.band[1] == pytest.approx(0.1 * (300 - 26 - 36), abs=0.2)
+    assert 200 < sensitive.path.count("L") <= 400 and sensitive.marks == []
+    assert [(c.name, c.is_dashed) for c in multipliers.curves] == [("λ₁ robust", False), ("λ₂ robust", True)]
+    assert temperature.title == "Temperature"
+    page = Page(render_report(make_eval(), training=STEPS, intervals={"sensitive": (0.6, 0.7)}))
+    assert ("a", {"href": "#part-2"}) in page.elements and "Model sparsity ratio by category" in page.text
+    alone = render_report([], training=STEPS[:1])
+    assert "elastic-attn train" in alone and "UTC" not in alone
+    distilled = build_training_charts([{"step": 1, "distillation_loss": 2.0}])
+    assert [chart.title for chart in distilled] == ["Distillation loss"]
+
+
+def test_what_dense_masters_is_a_note():
+    rows = [make_row("dense", 0.9, 0.0), make_row("routed", 0.8, 0.5)]
+    mastered = [{"task": "vt", "length": 4096}, {"task": "vt", "length": 8192}, {"task": "qa_1", "length": 4096}]
+    text = Page(render_report(make_eval(mastered_rows=rows, mastered=mastered))).text
+    assert "These are vt (4,096, 8,192), qa_1 (4,096)." in text
 
 
 def test_lists_of_tasks_have_no_columns_of_the_demo():

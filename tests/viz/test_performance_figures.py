@@ -156,6 +156,7 @@ def test_what_is_absent_is_listed(model):
         "| dense | fa3 | – | not installed |",
         "| prefill | elastic | tokens 262144, msr 0.7 | no time |",
     ]
+    assert render_absent({"metrics": {"missing": [], "skipped": []}}) == "Nothing."
 
 
 def test_table_of_routes():

@@ -1,6 +1,7 @@
 """`elastic-attn convert`: checkpoints and masks of other projects become adapters."""
 
 import time
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -9,11 +10,19 @@ import typer
 from .options import Json, open_console, show_progress, write_json
 
 
+class Pattern(StrEnum):
+    """A pattern that a model is trained with."""
+
+    moba = "moba"
+    infllm = "infllm"
+
+
 def convert(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="SRC", help="Elastic, Flux or PruLong checkpoint (folder or hub id), or a DuoAttention table."
+            metavar="SRC",
+            help="Elastic, Flux, PruLong, MoBA or InfLLM-V2 checkpoint (folder or hub id), or a DuoAttention table.",
         ),
     ],
     destination: Annotated[Path, typer.Argument(metavar="DST", help="Folder of the adapter.")],
@@ -22,6 +31,9 @@ def convert(
     ] = None,
     msr: Annotated[
         float | None, typer.Option(min=0.0, max=1.0, help="Share of sparse heads, for static masks alone.")
+    ] = None,
+    pattern: Annotated[
+        Pattern | None, typer.Option(help="What all heads were trained to read, where a checkpoint does not say it.")
     ] = None,
     json: Json = None,
 ) -> None:
@@ -35,7 +47,8 @@ def convert(
     started, console = time.perf_counter(), open_console()
     with show_progress() as progress:
         progress.add_task(f"converting {source}", total=None)
-        facts = convert_checkpoint(source, destination, base=base, msr=msr)
+        named = None if pattern is None else pattern.value
+        facts = convert_checkpoint(source, destination, base=base, msr=msr, pattern=named)
     what = "a static mask" if facts["msr"] is not None else f"{facts['granularity']} routers"
     console.print(f"{facts['kind']}: {what} of {facts['layers']} layers written to {destination}")
     if compared := facts["projections"]:
@@ -48,7 +61,7 @@ def convert(
     device = torch.device("cpu")
     record = build_record(
         "convert",
-        config={"source": facts["source"], "is_compared": base is not None, "msr": msr},
+        config={"source": facts["source"], "is_compared": base is not None, "msr": msr, "pattern": named},
         model=facts["base_model"],
         data=facts["source"],
         device=describe_device(device),

@@ -13,7 +13,9 @@ def report(
     records: Annotated[
         list[Path] | None, typer.Argument(metavar="[RECORD]...", help="Records, as --json wrote them.")
     ] = None,
-    html: Annotated[Path | None, typer.Option(metavar="FILE", help="One page of all records.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="One page of all records, and of --log where it is given.")
+    ] = None,
     head_map: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Head maps of the record, .png or .svg.")
     ] = None,
@@ -39,20 +41,30 @@ def report(
     from ..errors import ElasticAttentionError
     from ..records import build_record, read_record, write_file
     from ..training.recipe import load_recipe
-    from ..viz import render_report, save_curves, save_frontier, save_head_maps, save_speed, update_tables
+    from ..viz import (
+        read_training_log,
+        render_report,
+        save_curves,
+        save_frontier,
+        save_head_maps,
+        save_speed,
+        update_tables,
+    )
 
     started, console = time.perf_counter(), open_console()
     loaded = [read_record(path) for path in records or ()]
     written: list[Path] = []
     for path, option in ((html, "--html"), (head_map, "--head-map"), (frontier, "--frontier"), (speed, "--speed")):
-        if path is not None and not loaded:
+        if path is not None and not loaded and not (path is html and log is not None):
             raise ElasticAttentionError(f"{option} needs a record. Name one, such as results/demo.json.")
     if not any((html, head_map, frontier, speed, curves, tables)):
         raise ElasticAttentionError(
             "Nothing to make. Add --html, --head-map, --frontier, --speed, --curves or --tables."
         )
+    intervals = {c: (i.low, i.high) for c, i in load_recipe(recipe).intervals.items()} if recipe else None
     if html is not None:
-        write_file(html, render_report(loaded))
+        training = None if log is None else read_training_log(log)
+        write_file(html, render_report(loaded, training=training, intervals=intervals))
         written.append(html)
     if head_map is not None:
         save_head_maps(loaded[0]["metrics"].get("head_maps") or {}, head_map)
@@ -66,7 +78,6 @@ def report(
     if curves is not None:
         if log is None:
             raise ElasticAttentionError("--curves needs --log, the log.jsonl of a training run.")
-        intervals = {c: (i.low, i.high) for c, i in load_recipe(recipe).intervals.items()} if recipe else None
         save_curves(log, curves, intervals=intervals)
         written.append(curves)
     stale = update_tables(tables, results, check) if tables is not None else []

@@ -1,5 +1,6 @@
 """`elastic-attn serve`: an OpenAI-compatible server with routed heads."""
 
+import math
 import time
 from enum import StrEnum
 from typing import Annotated, Any
@@ -37,7 +38,7 @@ def serve(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="transformers: a name under which it may be asked for, * = any; repeat it. Default: those of this "
+            help="A name under which it may be asked for, * = any; repeat it. Default: those of this "
             "computer where --host is this computer, else any.",
         ),
     ] = None,
@@ -49,7 +50,7 @@ def serve(
         int | None, typer.Option(min=1, help="transformers: longest answer, tokens. Default: 4096.")
     ] = None,
     max_body_bytes: Annotated[
-        int | None, typer.Option(min=1, help="transformers: largest body of a request. Default: 8 MiB.")
+        int | None, typer.Option(min=1, help="Largest body of a request. Default: 8 MiB.")
     ] = None,
     device: Device = None,
     dtype: DtypeOption = None,
@@ -70,6 +71,10 @@ def serve(
 
     if routers is not None and len(routers) > 1:
         raise ElasticAttentionError(f"--routers was given {len(routers)} times; a server has one adapter.")
+    if not math.isfinite(budget):
+        raise ElasticAttentionError(
+            f"--budget {budget} is no finite number; 0 is what training found, more is sparser."
+        )
     started, console = time.perf_counter(), open_console()
     adapter, chosen = routers[0] if routers else None, _choose_engine(engine)
     _refuse_options_of_others(
@@ -82,8 +87,6 @@ def serve(
             },
             Engine.transformers: {
                 "--max-new-tokens": max_new_tokens,
-                "--max-body-bytes": max_body_bytes,
-                "--allowed-host": allowed_host[0] if allowed_host else None,
                 "--device": device,
             },
         },
@@ -92,8 +95,12 @@ def serve(
     name = served_name or model
     dtype_name = None if dtype is None else dtype.value
     if chosen is Engine.vllm:
+        from ..serving.server.guard import prepare_guard
+
         serving = _leave_out_unset(routers=adapter, policy=policy, first_chunk_tokens=first_chunk_tokens)
         flags = {"served-model-name": name, "max-model-len": context, "max-num-seqs": max_requests, "dtype": dtype_name}
+        guard = prepare_guard(host, allowed_host or (), max_body_bytes)
+        flags |= {"middleware": guard, "allowed-origins": "[]"}  # by default vLLM answers every web page that asks
         served = _serve_with_vllm(model, serving | {"budget": budget}, flags | place, vllm_option or [])
     else:
         session = open_model(model, routers=adapter, device=device, dtype=dtype)

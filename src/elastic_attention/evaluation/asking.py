@@ -85,6 +85,7 @@ def _generate(
         repetition_penalty=1.0,
         pad_token_id=pad_token(tokenizer),
         streamer=clock,
+        begin_suppress_tokens=list_unsaid_first(tokenizer, first) or None,
         stopping_criteria=[stops] if any(sample.stop for sample in samples) else None,
     )
     rows = output[:, ids.shape[1] :].tolist()
@@ -134,6 +135,13 @@ class StopTexts:
     def count_kept(self, sample: SuiteSample, tokens: Sequence[int]) -> int:
         """Characters of the tokens that an answer has at least; no stop text begins in them."""
         return len(self.tokenizer.decode(list(tokens[: sample.min_new_tokens]), skip_special_tokens=True))
+
+
+def list_unsaid_first(tokenizer: Any, sample: SuiteSample) -> list[int]:
+    """Tokens that no answer begins with: its stop texts, where it must have a token before them (as LongBench has it)."""
+    if not sample.min_new_tokens:
+        return []
+    return [tokenizer(mark, add_special_tokens=False)["input_ids"][-1] for mark in sample.stop]
 
 
 def find_ends(model: Any) -> set[int]:

@@ -110,7 +110,7 @@ def count_steps(plan: EvalPlan, suite: Suite, shard: Shard) -> int:
     return len(plan.methods) * sum(shard.holds(number) for number, _ in enumerate(list_batches(plan, suite)))
 
 
-_METHOD = re.compile(r"(?P<name>\w+)(?:@(?P<target>[\d.]+))?(?:=(?P<folder>[^/]\S*?|/\S*?))?(?P<full>/full)?")
+_METHOD = re.compile(r"(?P<name>\w+)(?:@(?P<target>[\d.]+))?(?:=(?P<folder>[^/\s].*?|/.*?))?(?P<full>/full)?")
 
 
 def parse_method(text: str) -> Method:

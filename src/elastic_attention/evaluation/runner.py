@@ -37,6 +37,7 @@ def run_plan(
     routers: str | None = None,
     backend: str = "auto",
     budget: float = 0.0,
+    context: int | None = None,
     advance: Callable[[str], None] = lambda label: None,
 ) -> list[Line] | None:
     """Ask what is not answered yet.
@@ -48,6 +49,7 @@ def run_plan(
         shard: the part of the batches that is this process's.
         workers: processes that make samples ahead; 0 makes them here.
         routers, backend, budget: as in `open_reader`.
+        context: most tokens that the model takes; a sample that needs more with its answer is skipped by name.
         advance: called after each batch of each method with what was done, also for those found in the folder.
 
     Returns:
@@ -75,7 +77,7 @@ def run_plan(
         key=lambda built: (built[0].task, built[0].length),
     )
     for _, group in cells:
-        cell = list(group)
+        cell = [(batch, [check_context(entry, context) for entry in built]) for batch, built in group]
         for method in plan.methods:
             asked = [built for built in cell if not log.has(method.label, built[0])]
             if asked:
@@ -84,6 +86,17 @@ def run_plan(
                         log.add(list(_answer_batch(method, reader, suite, tokenizer, built[1])))
                         advance(f"{method.label} {built[0].task} {built[0].length:,}")
     return collect_lines(plan, batches, AnswerLog(output, part))
+
+
+def check_context(entry: SuiteSample | Skipped, context: int | None) -> SuiteSample | Skipped:
+    """The sample, if the model can take its prompt and longest answer; positions past its limit mean nothing to it."""
+    if context is None or isinstance(entry, Skipped):
+        return entry
+    needed = len(entry.prompt_ids) + entry.max_new_tokens
+    if needed <= context:
+        return entry
+    reason = f"prompt and answer need {needed:,} tokens, the model takes {context:,}; ask for a smaller length."
+    return Skipped(task=entry.task, index=entry.index, length=entry.length, reason=reason)
 
 
 def collect_lines(plan: EvalPlan, batches: Sequence[Batch], log: AnswerLog) -> list[Line] | None:

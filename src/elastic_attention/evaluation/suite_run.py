@@ -148,6 +148,7 @@ def evaluate_suite(
             routers=routing.routers,
             backend=routing.backend,
             budget=routing.budget,
+            context=base.context,
             advance=tell,
         )
 

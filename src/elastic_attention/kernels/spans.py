@@ -17,6 +17,7 @@ class Spans:
         query_start, query_length, key_start, key_length: (sequences,) int32.
         is_packed: the sequences share one element.
         max_query_length: host bound on query_length, for the size of a launch.
+        is_whole: packed, and the sequences are whole (as many queries as keys) and fill all rows without a gap.
     """
 
     query_start: Tensor
@@ -25,6 +26,7 @@ class Spans:
     key_length: Tensor
     is_packed: bool
     max_query_length: int
+    is_whole: bool = False
 
 
 def list_spans(spans: Spans | None, q: Tensor, k: Tensor) -> Iterator[tuple[int, int, slice, slice]]:

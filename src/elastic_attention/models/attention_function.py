@@ -97,10 +97,9 @@ def elastic_attention(
         options |= {"prompt_lengths": step.prompt_lengths}
         if tokens.exchange is None:
             return _attend_alone(query, key, value, routes, tokens, options)
-        own = HeadRoutes(tokens.exchange.own_heads(routes.values))
-        return tokens.exchange.to_tokens(
-            _attend_alone(*tokens.exchange.to_heads(query, key, value), own, tokens, options)
-        )
+        heads = tokens.exchange.deal(routes.values)
+        own = HeadRoutes(heads.routes)
+        return heads.to_tokens(_attend_alone(*heads.to_heads(query, key, value), own, tokens, options))
 
     if layer is None:
         if is_dense:

@@ -1,6 +1,7 @@
 """Checkpoints of other projects become our adapters, without loading a backbone.
 
-Routers come from Elastic and Flux checkpoints, static masks from DuoAttention tables and PruLong gates. Only names,
+Routers come from Elastic and Flux checkpoints, static masks from DuoAttention tables and PruLong gates; MoBA and
+InfLLM-V2 checkpoints are a base model plus a pattern, and the pattern becomes a mask of sparse heads. Only names,
 shapes and the few tensors that are needed are read; everything is checked before the first byte is written.
 """
 
@@ -12,48 +13,63 @@ import torch
 
 from ..config import BaseModel, ElasticConfig, to_dict
 from ..errors import AdapterError
+from ..patterns import ComparedPattern
 from ..router import RouterStack
 from .checkpoint import locate_folder, save_adapter, save_static_routes
 from .families import name_publicly
-from .released_config import ReleasedConfig, read_released_config
+from .released_config import ReleasedConfig, read_released_config, read_shape
+from .released_patterns import PATTERNS, read_released_pattern, strip_infllm
 from .released_routers import has_routers, read_routers, refuse_unknown_tensors
 from .static_masks import TABLE_FILE, StaticMask, read_gates, read_table
-from .tensor_folder import TensorFolder
+from .tensor_folder import TensorFolder, read_json
 
 _PATTERNS = ("config.json", "*.safetensors", "*.safetensors.index.json", TABLE_FILE)
 _PROJECTION = re.compile(r"model\.layers\.\d+\.self_attn\.[qkv]_proj\.(weight|bias)")
 
 
 def convert_checkpoint(
-    source: str | Path, destination: str | Path, *, base: str | Path | None = None, msr: float | None = None
+    source: str | Path,
+    destination: str | Path,
+    *,
+    base: str | Path | None = None,
+    msr: float | None = None,
+    pattern: str | None = None,
 ) -> dict[str, Any]:
     """Convert a checkpoint or a mask.
 
     Args:
-        source: folder or hub id of an Elastic, Flux or PruLong checkpoint; a DuoAttention folder or its .tsv table; a
-            .safetensors file with PruLong's log alphas.
+        source: folder or hub id of an Elastic, Flux, PruLong, MoBA or InfLLM-V2 checkpoint; a DuoAttention folder or
+            its .tsv table; a .safetensors file with PruLong's log alphas.
         destination: folder of the adapter; made if missing.
         base: folder or hub id of the stock model; its q, k and v projections are compared with the checkpoint's.
         msr: share of the heads that a static mask makes sparse. None: what the file suggests, else its threshold.
+        pattern: "moba" or "infllm", what all heads of a checkpoint were trained to read that does not say it itself.
 
     Returns:
-        Facts: "source", "kind" (elastic, flux, prulong, duo_attention, table), "granularity", "layers", "base_model",
-        "sparse_pattern", "full_pattern", "msr" (of static masks), "projections" (None, or what the comparison found)
-        and "notes" (sentences).
+        Facts: "source", "kind" (elastic, flux, prulong, duo_attention, table, moba, infllm), "granularity", "layers",
+        "base_model", "sparse_pattern", "full_pattern", "msr" (of static masks), "projections" (None, or what the
+        comparison found) and "notes" (sentences).
 
     Raises:
         AdapterError: the source is unknown, damaged or incomplete; nothing was written.
     """
     if msr is not None and not 0.0 <= msr <= 1.0:
         raise AdapterError(f"msr={msr} must be a ratio in [0, 1].")
+    if pattern not in (None, *PATTERNS):
+        raise AdapterError(f"pattern={pattern!r} is unknown; use one of {list(PATTERNS)}.")
     if Path(destination).is_file():
         raise AdapterError(f"{destination} is a file; name a folder for the adapter.")
     path = Path(source).expanduser()
     if not path.is_file():
         path = locate_folder(source, _PATTERNS, kind="model")
         if not (path / TABLE_FILE).is_file():
-            return _convert_folder(path, destination, base, msr, {"source": name_publicly(str(source))})
+            facts = {"source": name_publicly(str(source))}
+            if (found := read_released_pattern(path / "config.json", pattern)) is not None:
+                return _write_pattern(path, found, destination, base, msr, facts)
+            return _convert_folder(path, destination, base, msr, facts)
         path = path / TABLE_FILE
+    if pattern is not None:
+        raise AdapterError(f"{path} is a mask of its own; leave out pattern={pattern!r}.")
     if base is not None:
         raise AdapterError(f"{path} is a mask without projections; leave out base={str(base)!r}.")
     facts = {"source": path.name}
@@ -146,6 +162,42 @@ def _write_mask(mask: StaticMask, destination: str | Path, msr: float | None, mo
     if facts["sparse_pattern"] is None:
         facts["notes"].append("The file does not say what sparse heads read; use the pattern it was made for.")
     save_static_routes(destination, head_is_sparse, {"scores": mask.scores}, facts)
+    return facts
+
+
+def _write_pattern(
+    folder: Path,
+    pattern: ComparedPattern,
+    destination: str | Path,
+    base: str | Path | None,
+    msr: float | None,
+    facts: dict[str, Any],
+) -> dict[str, Any]:
+    if msr is not None or base is not None:
+        raise AdapterError(f"All heads of {folder} read {pattern}, which was trained into it; leave out msr and base.")
+    tensors = TensorFolder(folder)
+    refuse_unknown_tensors(tensors)
+    if has_routers(tensors):
+        raise AdapterError(f"{folder} holds routers, so it is no checkpoint of the pattern {pattern.kind!r} alone.")
+    model_type = str(read_json(folder / "config.json").get("model_type"))
+    shape = read_shape(folder / "config.json", strip_infllm(model_type) or model_type)
+    head_is_sparse = torch.ones(shape.num_layers, shape.num_kv_heads, dtype=torch.bool)
+    facts = {
+        "kind": pattern.kind,
+        "granularity": "head",
+        "layers": shape.num_layers,
+        "base_model": to_dict(shape),
+        "sparse_pattern": to_dict(pattern),
+        "full_pattern": "full",
+        "msr": 1.0,
+        "projections": None,
+        "notes": [
+            "All heads read the pattern; it was trained into the model: load the backbone from this checkpoint.",
+            "It runs in plain PyTorch, for quality and not for speed; decoding reads every key.",
+        ],
+        **facts,
+    }
+    save_static_routes(destination, head_is_sparse, {}, facts)
     return facts
 
 

@@ -15,8 +15,17 @@ class TokenExchange(Protocol):
         """Rows of the whole pack, on every process: hidden (1, n, width), index (S, m) -> (S, m, width)."""
         ...
 
-    def own_heads(self, routes: Tensor) -> Tensor:
-        """Routes (S, G) -> (S, g)."""
+    def deal(self, routes: Tensor) -> "HeadExchange":
+        """The heads of a layer with these routes (S, G), dealt to the processes."""
+        ...
+
+
+class HeadExchange(Protocol):
+    """The heads of one layer, spread over the processes."""
+
+    @property
+    def routes(self) -> Tensor:
+        """Of my heads, (S, g)."""
         ...
 
     def to_heads(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,8 +1,11 @@
 """Loading a model and its tokenizer by name."""
 
+from pathlib import Path
 from typing import Any
 
 from .embedded import resolve_model
+from .released_patterns import strip_infllm
+from .tensor_folder import read_json
 
 
 def load_model(name: str, *, dtype: str = "bfloat16", device: str | None = None) -> tuple[Any, Any]:
@@ -20,9 +23,28 @@ def load_model(name: str, *, dtype: str = "bfloat16", device: str | None = None)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     path = resolve_model(name)
+    more = {} if (config := find_stock_config(path)) is None else {"config": config}
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype), attn_implementation="sdpa")
-    return model.to(place).eval(), AutoTokenizer.from_pretrained(path)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        path, dtype=getattr(torch, dtype), attn_implementation="sdpa", **more
+    )
+    return model.to(place).eval(), AutoTokenizer.from_pretrained(path, **more)
+
+
+def find_stock_config(path: str) -> Any | None:
+    """The stock configuration of a folder with an InfLLM-V2 checkpoint, whose own model type transformers does not know.
+
+    None for everything else. What its heads read is an adapter of its own: `elastic-attn convert`.
+    """
+    from transformers import AutoConfig
+
+    file = Path(path) / "config.json"
+    data = read_json(file) if file.is_file() else {}
+    stock = strip_infllm(data.get("model_type"))
+    if stock is None:
+        return None
+    left_out = ("model_type", "architectures", "sparse_config", "auto_map")
+    return AutoConfig.for_model(stock, **{key: value for key, value in data.items() if key not in left_out})
 
 
 def new_cache(model: Any) -> Any:

@@ -57,6 +57,7 @@ def span_sequences(numbers: Tensor) -> tuple[Spans, list[int]]:
             key_length=length,
             is_packed=True,
             max_query_length=max(lengths),
+            is_whole=True,
         ),
         lengths,
     )

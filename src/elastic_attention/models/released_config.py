@@ -10,7 +10,6 @@ from .tensor_folder import read_json
 
 _ARCHITECTURES = {"PawQwen3ForCausalLM": "qwen3", "PawLlamaForCausalLM": "llama"}
 _BLOCK = 128  # the block of the released kernels; sizes are rounded up to it
-_PATTERNS_ONLY = {"moba": "MoBA", "infllm": "InfLLM-V2"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,29 +41,19 @@ def read_released_config(path: Path) -> ReleasedConfig:
         AdapterError: another kind of checkpoint, or a missing, unknown or wrong value; the message names it.
     """
     data = read_json(path)
-    _refuse_patterns_without_routers(path, data)
     names = data.get("architectures")
     architecture = str(names[0]) if isinstance(names, list) and names else ""
     if architecture not in _ARCHITECTURES or data.get("model_type") != _ARCHITECTURES[architecture]:
         raise AdapterError(
             f"{path} says architectures={names!r} and model_type={data.get('model_type')!r}; Elastic and Flux "
             f"checkpoints say one of {_ARCHITECTURES}. A stock model has no routers to convert. MoBA checkpoints are "
-            "stock models too: a base model plus a pattern that is not supported yet."
+            "stock models too: say pattern='moba' (--pattern moba) for one."
         )
-    q_heads = _read_size(path, data, "num_attention_heads")
     sparse, full = _read_patterns(path, data)
     if (pooling := data.get("pooling_mode", "ctx_q")) != "ctx_q":
         raise AdapterError(f"{path}: pooling_mode={pooling!r} is not supported; only 'ctx_q' is known.")
     return ReleasedConfig(
-        base=BaseModel(
-            name=None,
-            revision=None,
-            model_type=_ARCHITECTURES[architecture],
-            num_layers=_read_size(path, data, "num_hidden_layers"),
-            num_q_heads=q_heads,
-            num_kv_heads=_read_size(path, data, "num_key_value_heads"),
-            head_dim=_read_size(path, data, "head_dim", _read_size(path, data, "hidden_size") // q_heads),
-        ),
+        base=read_shape(path, _ARCHITECTURES[architecture]),
         sparse_pattern=sparse,
         full_pattern=full,
         pooled_tokens=_read_size(path, data, "pool_size", 100),
@@ -74,15 +63,23 @@ def read_released_config(path: Path) -> ReleasedConfig:
     )
 
 
-def _refuse_patterns_without_routers(path: Path, data: dict[str, Any]) -> None:
-    told = ("architectures", "model_type", "attn_implementation", "_attn_implementation")
-    words = " ".join([*data, *(str(data.get(key)) for key in told)]).lower()
-    for mark, name in _PATTERNS_ONLY.items():
-        if mark in words:
-            raise AdapterError(
-                f"{path.parent} is a {name} checkpoint: a base model plus a pattern, without routers. There is nothing "
-                "to convert, and the pattern is not supported yet."
-            )
+def read_shape(path: Path, model_type: str) -> BaseModel:
+    """The shape of the backbone that a config.json describes, without a name.
+
+    Raises:
+        AdapterError: a size is missing or wrong.
+    """
+    data = read_json(path)
+    q_heads = _read_size(path, data, "num_attention_heads")
+    return BaseModel(
+        name=None,
+        revision=None,
+        model_type=model_type,
+        num_layers=_read_size(path, data, "num_hidden_layers"),
+        num_q_heads=q_heads,
+        num_kv_heads=_read_size(path, data, "num_key_value_heads"),
+        head_dim=_read_size(path, data, "head_dim", _read_size(path, data, "hidden_size") // q_heads),
+    )
 
 
 def _read_patterns(path: Path, data: dict[str, Any]) -> tuple[SparsePattern, str | XAttentionConfig]:

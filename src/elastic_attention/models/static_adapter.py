@@ -11,6 +11,7 @@ from torch import Tensor
 from ..config import ElasticConfig, SparsePattern, XAttentionConfig, from_dict
 from ..errors import AdapterError, RouterMismatch
 from .checkpoint import CONFIG_FILE, STATIC_FILE, WEIGHTS_FILE, locate_folder, read_static_adapter
+from .released_patterns import parse_pattern
 
 _logger = logging.getLogger(__name__)
 
@@ -41,13 +42,15 @@ def configure_static(model: Any, mask: Tensor, facts: dict[str, Any]) -> Elastic
     """
     names = {name: facts[name] for name in ("sparse_pattern", "full_pattern") if name in facts}
     try:
-        patterns = from_dict(_Patterns, names)
+        compared = parse_pattern(names.get("sparse_pattern"))
+        patterns = from_dict(_Patterns, names if compared is None else {})
     except (ValueError, TypeError) as error:
         raise AdapterError(f"The facts of {STATIC_FILE} are malformed: {error}") from error
-    config = ElasticConfig.for_model(model, sparse_pattern=patterns.sparse_pattern, full_pattern=patterns.full_pattern)
+    pattern: Any = patterns.sparse_pattern if compared is None else compared
+    config = ElasticConfig.for_model(model, sparse_pattern=pattern, full_pattern=patterns.full_pattern)
     shape = (config.base_model.num_layers, config.base_model.num_kv_heads)
     if tuple(mask.shape) != shape:
         raise RouterMismatch(f"This mask is {tuple(mask.shape)}, the model has (layers, KV heads) = {shape}.")
-    if patterns.sparse_pattern is None:
+    if pattern is None:
         _logger.warning("The mask does not say what sparse heads read; taking %s.", config.sparse_pattern)
     return dataclasses.replace(config, training=facts)  # which `Handle.save_pretrained` writes again

@@ -20,6 +20,11 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ ((x >> 31) & ((1 << 33) - 1))
 
 
+def _wrap(number: int) -> int:
+    """The int64 with the same last 64 bits, so that every seed of a recipe is one."""
+    return (number + 2**63) % 2**64 - 2**63
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RouteNoise:
     """Source of uniform noise.
@@ -36,7 +41,7 @@ class RouteNoise:
     def uniform(self, layer: int, num_kv_heads: int, num_classes: int = 2) -> Tensor:
         """(B, G, num_classes) float32 in [0, 1) on the device of `sample_ids`."""
         device = self.sample_ids.device
-        state = _mix(self.sample_ids.to(torch.int64) + self.seed * 1_000_003)
+        state = _mix(self.sample_ids.to(torch.int64) + _wrap(self.seed * 1_000_003))
         state = _mix(state + self.step)
         cell = torch.arange(num_kv_heads * num_classes, device=device) + layer * 65_536
         state = _mix(_mix(state[:, None] + cell[None]) + 0x9E3779B9)

@@ -6,7 +6,7 @@ routes; it is computed again exactly as before: prompt tokens by the policy, gen
 Shape letters: R requests of a step, L layers, G KV heads (of this rank).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +48,7 @@ class StepPlan:
         pieces: queries cut for virtual sequences, on the host; None where every query is dense.
         is_settled: no query follows a route that this very step decides.
         is_decoding: every request has one new token.
+        spans: what each request of the step has to do.
     """
 
     slots: Tensor
@@ -55,6 +56,7 @@ class StepPlan:
     pieces: Pieces | None
     is_settled: bool
     is_decoding: bool
+    spans: tuple[Span, ...]
 
 
 class RouteBooks:
@@ -63,6 +65,7 @@ class RouteBooks:
     Attributes:
         routes: (slots, L, G) bool on the device, True = sparse.
         requests: by id.
+        moves: how often a request came or lost its place; between two of them blocks are only added.
     """
 
     def __init__(
@@ -83,6 +86,8 @@ class RouteBooks:
         self._free = list(range(num_slots))[::-1]
         self._progress: dict[str, tuple[int, int]] = {}
         self._decided: list[str] = []
+        self._late: list[Callable[[], None]] = []
+        self.moves = 0
 
     # Requests come and go -----------------------------------------------------------------------------------------
 
@@ -101,6 +106,8 @@ class RouteBooks:
             finished, preempted: ids; they hold no blocks any more.
             progress: id -> (tokens computed before, tokens of this step) of all requests in it.
         """
+        finished, preempted, new = list(finished), list(preempted), list(new)
+        self.moves += bool(finished or preempted or new)
         for name in finished:
             self._forget(name)
         for name in preempted:
@@ -115,6 +122,13 @@ class RouteBooks:
     def end_step(self) -> None:
         """The step is over; forwards outside of one (profiling, warm-up) are dense."""
         self._progress = {}
+        late, self._late = self._late, []
+        for act in late:
+            act()
+
+    def do_late(self, act: Callable[[], None]) -> None:
+        """Do something at the end of the step under way."""
+        self._late.append(act)
 
     def _admit(self, name: str, prompt_tokens: int, options: Mapping[str, Any] | None) -> None:
         asked = read_route_request(options, self.config, budget=self.serving.budget)
@@ -193,6 +207,7 @@ class RouteBooks:
             pieces=pieces,
             is_settled=is_settled,
             is_decoding=all(span.num_new == 1 for span in spans),
+            spans=tuple(spans),
         )
 
     def take_decided(self) -> tuple[list[str], Tensor]:

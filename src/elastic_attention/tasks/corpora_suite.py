@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
 from elastic_attention.errors import DataError
 from elastic_attention.tasks.corpora import corpora_digest, load_corpora
 from elastic_attention.tasks.drawing import SPLITS
+from elastic_attention.tasks.sample import Tokenizer
+from elastic_attention.tasks.suite import has_chat_template
 
 
 class CorporaSuite:
@@ -44,3 +47,22 @@ class CorporaSuite:
     def count_samples(self, task: str, wanted: int | None) -> int:
         """`wanted`, or the suite's own number."""
         return self.default_samples if wanted is None else wanted
+
+
+class _UnmarkedTokenizer:
+    """A tokenizer without a chat template, with one that adds nothing."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def __call__(self, text: Any, *, add_special_tokens: bool) -> Any:
+        return self._tokenizer(text, add_special_tokens=add_special_tokens)
+
+    def apply_chat_template(self, messages: Any, *, add_generation_prompt: bool, tokenize: bool) -> Any:
+        return "\n".join(message["content"] for message in messages)
+
+
+@lru_cache(maxsize=4)
+def with_marks(tokenizer: Tokenizer) -> Tokenizer:
+    """A tokenizer that can write a conversation; one object each, because texts are kept per tokenizer."""
+    return tokenizer if has_chat_template(tokenizer) else _UnmarkedTokenizer(tokenizer)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from elastic_attention.tasks.corpora import load_corpora
-from elastic_attention.tasks.corpora_suite import CorporaSuite
+from elastic_attention.tasks.corpora_suite import CorporaSuite, with_marks
 from elastic_attention.tasks.registry import KINDS, generate
 from elastic_attention.tasks.sample import Tokenizer, prompt_text, render
 from elastic_attention.tasks.suite import Answer, Skipped, SuiteSample
@@ -32,7 +32,7 @@ class KindsSuite(CorporaSuite):
         self, task: str, indexes: Sequence[int], *, length: int, seed: int, tokenizer: Tokenizer
     ) -> Iterator[SuiteSample | Skipped]:
         """The same samples that `generate` makes for these arguments."""
-        corpora = load_corpora(self.data)
+        corpora, tokenizer = load_corpora(self.data), with_marks(tokenizer)
         for index in indexes:
             try:
                 sample = generate(

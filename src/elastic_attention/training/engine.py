@@ -20,6 +20,7 @@ from ..config import ElasticConfig
 from ..errors import TrainingDiverged, UnsupportedModel
 from ..models.attach import attach
 from ..models.families import describe_model
+from ..models.fused_layers import fuse_layers
 from ..models.output_layer import find_output_layer
 from ..models.recompute import recompute_layers
 from ..router import RouteNoise, RouteSampler
@@ -78,6 +79,8 @@ class Engine:
         self.skipped = self._skipped_in_a_row = 0
         if recipe.recompute_layers:
             recompute_layers(model, True, keeps_attention=recipe.keep_attention)
+        if recipe.fuse_layers:
+            fuse_layers(model, True)
 
     @property
     def device(self) -> torch.device:
@@ -261,6 +264,8 @@ class Engine:
         self.handle.detach()
         if self.recipe.recompute_layers:
             recompute_layers(self.model, False)
+        if self.recipe.fuse_layers:
+            fuse_layers(self.model, False)
         self.model.train(self._was_training)
         for parameter in self._learnt:
             parameter.requires_grad_(True)

@@ -12,6 +12,7 @@ from .recipe import Recipe
 # What does not change the result, or by rounding alone, may differ between a run and its resumption.
 _FREE = (
     "checkpoint_every",
+    "fuse_layers",
     "keep_attention",
     "on_nan",
     "parallel",

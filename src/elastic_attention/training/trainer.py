@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ..config import to_dict
-from ..errors import CheckpointError, RecipeError, TrainingDiverged
-from ..models.loading import load_model
-from ..patterns import build_pattern
+from ..errors import CheckpointError, TrainingDiverged
 from .checkpoints import load_checkpoint, save_checkpoint
+from .checks import announce_samples, check_fit, check_output, open_model
 from .data.batch import PackedBatch
 from .data.steps import PackedSteps, read_heldout, stream_steps
 from .engine import Engine
@@ -61,8 +60,9 @@ def train(
     Raises:
         RecipeError, DataError, CheckpointError, UnsupportedModel, TrainingDiverged: what is wrong and what to do.
     """
+    check_output(Path(output))
     if model is None:
-        model, tokenizer = load_model(recipe.model, dtype=recipe.precision, device=device)
+        model, tokenizer = open_model(recipe, device)
     engine = build_engine(recipe, model)
     try:
         return _Run(recipe, Path(output), engine, tokenizer).execute(max_seconds)
@@ -87,24 +87,8 @@ class _Run:
         self.heldout = self._read_heldout()  # now, so that what is wrong with it is said before the first step
         engine.check_same(self.identity.digest)
         engine.name_sample = self.data.corpus.where
-        self._announce()
-
-    def _announce(self) -> None:
-        rows = self.data.corpus.report()["categories"]
-        counts = ", ".join(f"{row['samples']:,} {name}" for name, row in rows.items())
-        tokens = sum(row["tokens"] for row in rows.values())
-        heldout = sum(len(pack.categories) for pack in self.heldout)
-        _logger.info("Samples: %s, of %s tokens together; %d held out.", counts, f"{tokens:,}", heldout)
-        if absent := sorted(name for name in self.recipe.intervals if not rows.get(name, {}).get("samples")):
-            _logger.warning("No sample is of %s, which [intervals] names.", ", ".join(absent))
-        kept, pattern = self.data.corpus.fitting.kept, build_pattern(self.engine.handle.config.sparse_pattern)
-        short = int((self.data.corpus.lengths[kept] <= pattern.dense_tokens).sum())
-        if 2 * short > len(kept):
-            _logger.warning(
-                "%d of %d samples have no more than %d tokens, which sparse heads read anyway: inference leaves such "
-                "prompts dense. Use longer samples, or smaller sizes in [pattern].",
-                *(short, len(kept), pattern.dense_tokens),
-            )
+        if engine.is_main:
+            announce_samples(recipe, self.data.corpus, self.heldout, engine.handle.config.sparse_pattern)
 
     def execute(self, max_seconds: float | None) -> dict[str, Any]:
         start, began, tokens = self._resume(), time.monotonic(), 0
@@ -198,23 +182,3 @@ class _Run:
             ) from error
         _logger.info("Going on after step %d of %d.", checkpoint.step, self.recipe.steps)
         return checkpoint.step
-
-
-def check_fit(model: Any, data: PackedSteps) -> None:
-    """Refuse a tokenizer of another model, and samples that the model cannot place.
-
-    Raises:
-        RecipeError: names the sizes.
-    """
-    rows, largest = model.get_input_embeddings().weight.shape[0], data.corpus.largest_token
-    if largest >= rows:
-        raise RecipeError(
-            f"the data holds the token {largest}, the model embeds {rows}; use the model's own tokenizer."
-        )
-    reach = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    longest = int(data.corpus.lengths[data.corpus.fitting.kept].max())
-    if reach is not None and longest > reach:
-        raise RecipeError(
-            f"the longest sample has {longest} tokens, the model reads {reach}; lower data.packs.tokens to that "
-            "and set data.packs.over_long, or load the model with a longer context."
-        )

@@ -3,7 +3,7 @@
 Nothing here imports matplotlib, jinja2 or rich before a function needs it.
 """
 
-from .curves import save_curves
+from .curves import read_training_log, save_curves
 from .frontier import save_frontier
 from .head_map import save_head_maps
 from .performance import save_speed
@@ -13,6 +13,7 @@ from .terminal import HeadMapPicture
 
 __all__ = [
     "HeadMapPicture",
+    "read_training_log",
     "render_report",
     "save_curves",
     "save_frontier",

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 WIDTH, HEIGHT = 520, 300
 LEFT, RIGHT, TOP, BOTTOM = 40, 26, 26, 36
 NUM_TICKS, NUM_COLOURS = 5, 7
+SHAPES = ("circle", "square", "diamond")  # of marks, once the colours are used up
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,11 +26,24 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Series:
-    """Points of one colour; `is_joined` draws a line through them in the order of x. Without a name: only the line."""
+    """Points of one colour.
+
+    Attributes:
+        name: in the legend; without one the line alone is drawn.
+        is_joined: a line runs through the points in the order of x.
+        has_marks: every point has its mark; False for curves of very many points.
+        band: from and to, a range of y behind the curve in its colour.
+        is_dashed: the line is.
+        colour: its number; None = the place of the series.
+    """
 
     name: str
     points: Sequence[Point]
     is_joined: bool = False
+    has_marks: bool = True
+    band: tuple[float, float] | None = None
+    is_dashed: bool = False
+    colour: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,12 +60,22 @@ class Mark:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Curve:
-    """A series in the drawing: its colour's number, its marks, and the line as an SVG path ("" for none)."""
+    """A series in the drawing.
+
+    Attributes:
+        colour: its number.
+        shape: of its marks, one of `SHAPES`.
+        path: the line as an SVG path, "" for none.
+        band: top and height of the range behind it, None for none.
+    """
 
     name: str
     colour: int
+    shape: str
     marks: list[Mark]
     path: str
+    band: tuple[float, float] | None
+    is_dashed: bool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,17 +110,26 @@ class Axis:
 
 
 def draw_chart(
-    series: Sequence[Series], *, title: str, note: str, x_label: str, y_label: str, is_x_log: bool = False
+    series: Sequence[Series],
+    *,
+    title: str,
+    note: str,
+    x_label: str,
+    y_label: str,
+    is_x_log: bool = False,
+    is_y_log: bool = False,
 ) -> Chart:
     """Place series on axes that hold them all.
 
     Args:
         is_x_log: x are lengths; ticks stand at the values that there are.
+        is_y_log: y are positive ratios; ticks stand at powers of two.
     """
     points = [point for one in series for point in one.points]
     xs, ys = [p.x for p in points], [v for p in points for v in (p.y, p.low, p.high) if v is not None]
+    ys += [end for one in series for end in one.band or ()]
     x_axis = Axis(low=min(xs), high=max(xs), is_log=True) if is_x_log else _fit_axis(xs)
-    y_axis = _fit_axis(ys)
+    y_axis = _fit_powers(ys) if is_y_log else _fit_axis(ys)
 
     def place_x(value: float) -> float:
         return round(LEFT + x_axis.share(value) * (WIDTH - LEFT - RIGHT), 1)
@@ -119,7 +152,22 @@ def draw_chart(
             for p in ordered
         ]
         path = "M" + " L".join(f"{mark.x} {mark.y}" for mark in marks) if one.is_joined and len(marks) > 1 else ""
-        curves.append(Curve(name=one.name, colour=number % NUM_COLOURS, marks=marks, path=path))
+        place = number if one.colour is None else one.colour
+        band = None
+        if one.band is not None:
+            top, bottom = place_y(max(one.band)), place_y(min(one.band))
+            band = top, max(round(bottom - top, 1), 2.0)
+        curves.append(
+            Curve(
+                name=one.name,
+                colour=place % NUM_COLOURS,
+                shape=SHAPES[place // NUM_COLOURS % len(SHAPES)],
+                marks=marks if one.has_marks else [],
+                path=path,
+                band=band,
+                is_dashed=one.is_dashed,
+            )
+        )
     x_values = sorted(set(xs)) if is_x_log else _list_ticks(x_axis)
     return Chart(
         title=title,
@@ -127,7 +175,9 @@ def draw_chart(
         x_label=x_label,
         y_label=y_label,
         x_ticks=[(place_x(value), f"{value:,.0f}" if is_x_log else f"{value:g}") for value in x_values],
-        y_ticks=[(place_y(value), f"{value:g}") for value in _list_ticks(y_axis)],
+        y_ticks=[
+            (place_y(value), f"{value:g}") for value in (_list_powers(y_axis) if is_y_log else _list_ticks(y_axis))
+        ],
         curves=curves,
     )
 
@@ -138,6 +188,17 @@ def _fit_axis(values: Sequence[float]) -> Axis:
     step = _choose_step(high - low or abs(high) or 1.0)
     first, last = math.floor(low / step) * step, math.ceil(high / step) * step
     return Axis(low=first, high=last if last > first else first + step)
+
+
+def _fit_powers(values: Sequence[float]) -> Axis:
+    """Powers of two around the values."""
+    low, high = math.floor(math.log2(min(values))), math.ceil(math.log2(max(values)))
+    return Axis(low=2.0**low, high=2.0 ** max(high, low + 1), is_log=True)
+
+
+def _list_powers(axis: Axis) -> list[float]:
+    low, high = round(math.log2(axis.low)), round(math.log2(axis.high))
+    return [2.0**power for power in range(low, high + 1, -(-(high - low) // (2 * NUM_TICKS)))]
 
 
 def _choose_step(span: float) -> float:

@@ -69,7 +69,6 @@ EVAL_COLUMNS = (
     Column(key="answer", heading="Answer", format=format_text, kind="text"),
     Column(key="group", heading="Group", format=format_text, kind="text"),
     Column(key="value", heading="Of the group", format=format_text, kind="text"),
-    Column(key="substitute", heading="Data", format=_mark_stand_in, kind="label"),
     Column(key="n", heading="n", format=format_count),
     Column(key="score", heading="Score", format=_format_three_digits, kind="ratio"),
     Column(key="score_low", heading="95% from", format=_format_three_digits),
@@ -89,6 +88,7 @@ EVAL_COLUMNS = (
     Column(key="cut", heading="Cut", format=format_count),
     Column(key="empty", heading="Empty", format=format_count),
     Column(key="category", heading="Category", format=format_text, kind="text"),
+    Column(key="substitute", heading="Data", format=_mark_stand_in, kind="label"),
 )
 # Said by the label, or shown as a picture.
 EVAL_UNSHOWN = {"method", "target", "decode", "routes"}

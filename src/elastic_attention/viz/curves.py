@@ -99,13 +99,13 @@ def draw_curves(steps: Steps, *, intervals: Intervals | None = None) -> "Figure"
 
 def _draw_loss(axis: "Axes", steps: Steps) -> None:
     name = next((n for n in ("lm_loss", "distillation_loss") if any(n in step for step in steps)), "lm_loss")
-    at, values = _series(steps, name)
+    at, values = pick_series(steps, name)
     axis.set_title({"lm_loss": "LM loss", "distillation_loss": "Distillation loss"}[name])
     # The raw loss jumps from batch to batch; the running mean shows where it goes.
     axis.plot(at, values, color=PALETTE[0], alpha=0.3, linewidth=1)
-    axis.plot(at, _smooth(values, window=max(1, len(values) // 25)), color=PALETTE[0], label="running mean")
+    axis.plot(at, smooth(values, window=max(1, len(values) // 25)), color=PALETTE[0], label="running mean")
     axis.set_ylim(bottom=0)
-    at, penalties = _series(steps, "regularization")
+    at, penalties = pick_series(steps, "regularization")
     if penalties:
         _add_right_axis(axis, at, penalties, "regularisation (dashed)")
 
@@ -116,7 +116,7 @@ def _draw_msr(axis: "Axes", steps: Steps, colours: Mapping[str, str], intervals:
         if category in intervals:
             low, high = intervals[category]
             axis.axhspan(low, max(high, low + 0.004), color=colour, alpha=0.13, linewidth=0)
-        axis.plot(*_series(steps, "msr", category), color=colour, label=category)
+        axis.plot(*pick_series(steps, "msr", category), color=colour, label=category)
     axis.set_ylim(0, 1.02)
 
 
@@ -124,17 +124,17 @@ def _draw_multipliers(axis: "Axes", steps: Steps, colours: Mapping[str, str]) ->
     axis.set_title("Multipliers")
     for category, colour in colours.items():
         for key, line, sign in (("multiplier_linear", "-", "λ₁"), ("multiplier_quadratic", "--", "λ₂")):
-            at, values = _series(steps, key, category)
+            at, values = pick_series(steps, key, category)
             if values:
                 axis.plot(at, values, color=colour, linestyle=line, label=f"{sign} {category}")
 
 
 def _draw_schedules(axis: "Axes", steps: Steps) -> None:
     axis.set_title("Temperature and learning rate")
-    axis.plot(*_series(steps, "temperature"), color=INK, label="temperature")
+    axis.plot(*pick_series(steps, "temperature"), color=INK, label="temperature")
     axis.set_ylabel("temperature")
     axis.set_ylim(bottom=0)
-    at, rates = _series(steps, "learning_rate")
+    at, rates = pick_series(steps, "learning_rate")
     if rates:
         _add_right_axis(axis, at, rates, "learning rate (dashed)")
 
@@ -159,7 +159,7 @@ def _add_legend(axis: "Axes", *, below: float) -> None:
         axis.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, -below), ncols=columns, fontsize=9)
 
 
-def _series(steps: Steps, key: str, category: str | None = None) -> tuple[list[float], list[float]]:
+def pick_series(steps: Steps, key: str, category: str | None = None) -> tuple[list[float], list[float]]:
     """The steps and values of one quantity, where it was logged."""
     found: list[tuple[float, float]] = []
     for step in steps:
@@ -172,6 +172,6 @@ def _series(steps: Steps, key: str, category: str | None = None) -> tuple[list[f
     return [at for at, _ in found], [value for _, value in found]
 
 
-def _smooth(values: Sequence[float], window: int) -> list[float]:
+def smooth(values: Sequence[float], window: int) -> list[float]:
     """Mean of the last `window` values at each place."""
     return [sum(values[max(0, end - window) : end]) / min(end, window) for end in range(1, len(values) + 1)]

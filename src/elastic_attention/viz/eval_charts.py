@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .charts import Chart, Point, Series, draw_chart
+from .speed_charts import draw_speeds
 from .units import format_decimal, format_ratio, format_text, list_rows, to_number
 
 Row = Mapping[str, Any]
@@ -21,10 +22,7 @@ def build_charts(record: Mapping[str, Any]) -> list[Chart]:
     by_length = [row for row in by_length if row["length"] > 0]
     if len({row["length"] for row in by_length}) > 1:
         charts.append(_draw_lengths(by_length))
-    speeds = [row for row in list_rows(record) if _has_numbers(row, "tokens", "speedup", "msr") and row["tokens"] > 0]
-    if len({row["tokens"] for row in speeds}) > 1:
-        charts.append(_draw_speeds(speeds))
-    return charts
+    return [*charts, *draw_speeds(list_rows(record))]
 
 
 def find_front(points: Sequence[Point]) -> list[Point]:
@@ -72,32 +70,6 @@ def _draw_lengths(rows: Sequence[Row]) -> Chart:
         note="Every task counts the same. Bars are 95% intervals.",
         x_label="tokens of prompt and answer",
         y_label="score",
-        is_x_log=True,
-    )
-
-
-def _draw_speeds(rows: Sequence[Row]) -> Chart:
-    def name(row: Row) -> str:
-        return f"{format_text(row.get('kernel') or row.get('backend') or 'elastic')}, MSR {format_ratio(row['msr'])}"
-
-    names = list(dict.fromkeys(map(name, rows)))
-    return draw_chart(
-        [
-            Series(
-                name=one,
-                points=[
-                    Point(x=row["tokens"], y=row["speedup"], title=f"{one}, {row['tokens']:,}: {row['speedup']:.2f} ×")
-                    for row in rows
-                    if name(row) == one
-                ],
-                is_joined=True,
-            )
-            for one in names
-        ],
-        title="Speed-up against length",
-        note="Times the dense kernel of the same run.",
-        x_label="tokens",
-        y_label="speed-up",
         is_x_log=True,
     )
 

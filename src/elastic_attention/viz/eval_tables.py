@@ -24,23 +24,32 @@ Record = Mapping[str, Any]
 
 def render_eval_tasks(record: Record) -> str:
     """Score by task, length and method; a star and a line below mark data that stood in for an official source."""
+    columns, cells = pivot_tasks(record)
+    means = {f"score {format_text(row.get('label'))}": row.get("score") for row in list_rows(record)}
+    total = sum(to_number(cell.get("n")) or 0 for cell in cells)
+    mean = {"task": "mean of tasks", "length": None, "n": total, **means}
+    return render_markdown(columns, [*cells, mean]) + _list_stand_ins(record)
+
+
+def pivot_tasks(record: Record) -> tuple[list[Column], list[dict[str, Any]]]:
+    """Tasks and lengths down, methods across: the columns and the rows."""
     rows = list_rows(record, "by_task")
     labels = list(dict.fromkeys(format_text(row.get("label")) for row in rows))
-    columns = (
-        Column(key="task", heading="Task", format=format_text),
+    columns = [
+        Column(key="task", heading="Task", format=format_text, kind="name"),
         Column(key="length", heading="Tokens", format=format_count),
         Column(key="n", heading="n", format=format_count),
-        *(Column(key=f"score {label}", heading=label.replace("_", " "), format=_format_score) for label in labels),
-    )
+        *(
+            Column(key=f"score {label}", heading=label.replace("_", " "), format=_format_score, kind="ratio")
+            for label in labels
+        ),
+    ]
     cells: dict[tuple[str, Any], dict[str, Any]] = {}
     for row in rows:
         name = format_text(row.get("task")) + ("*" if row.get("substitute") else "")
         cell = cells.setdefault((name, row.get("length")), {"task": name, "length": row.get("length")})
         cell |= {"n": row.get("n"), f"score {format_text(row.get('label'))}": row.get("score")}
-    means = {f"score {format_text(row.get('label'))}": row.get("score") for row in list_rows(record)}
-    total = sum(to_number(cell.get("n")) or 0 for cell in cells.values())
-    mean = {"task": "mean of tasks", "length": None, "n": total, **means}
-    return render_markdown(columns, [*cells.values(), mean]) + _list_stand_ins(record)
+    return columns, list(cells.values())
 
 
 def render_eval_methods(record: Record) -> str:

@@ -23,7 +23,7 @@ Panel = Callable[["Axes", Record], None]
 
 OWN = ("hopper", "triton", "paged", "elastic", "fused", "scoring")
 BLUES = (PALETTE[0], PALETTE[5], "#0B4F7D", "#7FB2D9", "#3E6FA3", "#A9CCE3")
-PEERS = (PALETTE[1], PALETTE[2], PALETTE[3], PALETTE[4], PALETTE[6], QUIET)
+PEERS = (PALETTE[1], PALETTE[2], PALETTE[3], PALETTE[4], PALETTE[6], QUIET, "#7A5C2E")
 MARKS = "os^Dv<>p"
 
 

@@ -155,7 +155,7 @@ def render_absent(record: Record) -> str:
                 "reason": row.get("reason", "no time"),
             }
         )
-    return render_markdown(columns, rows)
+    return render_markdown(columns, rows) if rows else "Nothing."
 
 
 def render_route_agreement(record: Record) -> str:

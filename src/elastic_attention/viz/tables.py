@@ -11,6 +11,7 @@ from ..records import read_record, write_file
 from .eval_tables import render_eval_methods, render_eval_tasks
 from .markdown import render_caption
 from .paper_tables import render_checks, render_verdicts
+from .recipe_tables import render_recipe_gains, render_recipe_runs, render_recipes
 from .renderers import (
     render_bench_cpu,
     render_demo,
@@ -68,6 +69,12 @@ TABLES = {
     "training": TableSource(record="training_throughput.json", render=render_training),
     "training_hours": TableSource(record="training_throughput.json", render=render_training_hours),
 }
+
+# Recipes of one model: results/recipes_MODEL.json gives what they keep, what routers gain over masks, and the runs.
+for _name in ("recipes_smollm2", "recipes_coder"):
+    TABLES[_name] = TableSource(record=f"{_name}.json", render=render_recipes)
+    TABLES[f"{_name}_gains"] = TableSource(record=f"{_name}.json", render=render_recipe_gains)
+    TABLES[f"{_name}_runs"] = TableSource(record=f"{_name}.json", render=render_recipe_runs)
 
 # Evaluations: results/NAME.json gives the tables NAME (tasks down, methods across) and NAME_methods.
 for _name in ("mixture", "ruler", "longbench", "longbench_e", "longbench_v2", "almanac", "methods", "extrapolation"):

@@ -36,8 +36,9 @@ def go(width, *, dtype=torch.bfloat16, block=128, group=4, layout="whole", with_
         query_length=number,
         key_start=number,
         key_length=number,
-        is_packed=layout == "packed",
+        is_packed=layout.endswith("packed"),
         max_query_length=tokens,
+        is_whole=layout == "whole packed",
     )
     given = None if layout == "whole" else spans
     counts, indices = (
@@ -68,6 +69,7 @@ if __name__ == "__main__":
     go(128)
     go(128, block=64, group=3)
     go(128, layout="packed", block=64)
+    go(128, layout="whole packed")
     go(64, layout="packed", group=7, with_lists=True, with_rows=True)
     go(128, with_lists=True)
     go(128, layout="padded", with_lists=True, with_rows=True, block=64)

@@ -164,6 +164,29 @@ def test_ragged_batches(device, is_packed):
     assert all(bool((x == 0).all()) for x in (out, dq, dk, dv))
 
 
+@pytest.mark.parametrize("group_size", [1, 2])
+def test_whole_sequences_without_gaps(device, group_size):
+    """Tiles may read the rows of neighbours, and every row is written: fresh memory holds nan here."""
+    lengths = [37, 1, 50]
+    inputs = make_inputs(
+        device, num_q_heads=2 * group_size, num_kv_heads=2, num_queries=sum(lengths), num_keys=sum(lengths)
+    )
+    q, k, v, _, grad = inputs
+    length = torch.tensor(lengths, dtype=torch.int32, device=device)
+    start = (length.cumsum(0) - length).int()
+    places = {"query_start": start, "query_length": length, "key_start": start, "key_length": length}
+    spans = Spans(**places, is_packed=True, max_query_length=max(lengths), is_whole=True)
+    route = torch.tensor([[0.0, 1.0], [0.5, 0.0], [1.0, 0.3]], device=device)
+    paths = launch_blend(q, k, v, route, SMALL, 0.25, spans, TileShape(16, 16, 4, 1), False)[1]
+    dq, dk, dv, d_route = launch_gradients(
+        grad, q, k, v, route, paths, SMALL, 0.25, spans, (TileShape(16, 16, 4, 1), TileShape(32, 16, 4, 1)), True
+    )
+    for i, part in enumerate(torch.arange(sum(lengths), device=device).split(lengths)):
+        alone = *(x[:, :, part] for x in (q, k, v)), route[i : i + 1], grad[:, :, part]
+        out = blend_triton(*alone[:4], SMALL, 0.25)
+        check((out, *(x[:, :, part] for x in (dq, dk, dv)), d_route[i : i + 1]), alone, SMALL)
+
+
 @pytest.mark.parametrize("is_sparse", [True, False])
 def test_at_the_corners_the_mix_is_hybrid_attention(device, is_sparse):
     q, k, v, route, _ = make_inputs(device, num_queries=90, num_keys=90)

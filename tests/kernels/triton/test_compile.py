@@ -24,4 +24,5 @@ def test_shipped_kernels_compile_for_hopper_without_spills():
         assert kernel["stack"] == kernel["local"] == 0 or "float32" in kernel["case"], kernel
         assert kernel["registers"] <= 255 and kernel["shared"] <= SHARED_MEMORY, kernel
         is_tensor = "float32" not in kernel["case"] and kernel["name"] not in ("_weigh", "_mix")
+        is_tensor &= not (kernel["name"] == "sweep_block_queries" and kernel["case"].startswith("D 256"))  # tiles of 32
         assert (kernel["wgmma"] > 0) == is_tensor, kernel

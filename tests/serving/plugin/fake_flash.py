@@ -42,6 +42,14 @@ class FakeFlashImpl(ElasticFlashImpl):
         kv_cache[block, :, offset] = torch.cat([key[:number], value[:number]], dim=-1)
 
 
+class GraphedBuilder(ElasticFlashBuilder):
+    """Steps of single tokens go through the buffers that CUDA graphs read."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.use_full_cuda_graph = True
+
+
 class FakeFlashBackend(ElasticFlashBackend):
     """In the place of the CPU's backend."""
 
@@ -54,6 +62,14 @@ class FakeFlashBackend(ElasticFlashBackend):
     @staticmethod
     def get_builder_cls():
         return ElasticFlashBuilder
+
+
+class GraphedFlashBackend(FakeFlashBackend):
+    """As `FakeFlashBackend`, with `GraphedBuilder`."""
+
+    @staticmethod
+    def get_builder_cls():
+        return GraphedBuilder
 
 
 flash_attn.flash_attn_varlen_func = attend_paged

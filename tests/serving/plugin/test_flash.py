@@ -9,16 +9,16 @@ import elastic_attention.serving.vllm.worker_cpu as worker_cpu
 from elastic_attention.serving.vllm.layout import PlainKeys
 
 fake_flash = pytest.importorskip("fake_flash")
+attention_cuda = pytest.importorskip("elastic_attention.serving.vllm.attention_cuda")
 pytest.importorskip("vllm.v1.attention.backends.zentorch_sdpa", reason="how a CPU takes this backend in newer releases")
 
 
-@pytest.fixture
-def flash(engines, monkeypatch):
-    """Engines with FlashAttention's classes."""
-    import fake_flash
-
+@pytest.fixture(params=["FakeFlashBackend", "GraphedFlashBackend"])
+def flash(engines, monkeypatch, request):
+    """Engines with FlashAttention's classes; without and with buffers for CUDA graphs."""
     engines.close()
-    monkeypatch.setattr(worker_cpu, "ElasticCPUBackend", fake_flash.FakeFlashBackend)
+    monkeypatch.setattr(worker_cpu, "ElasticCPUBackend", getattr(fake_flash, request.param))
+    monkeypatch.setattr(attention_cuda, "count_requests", lambda config: config.scheduler_config.max_num_seqs)
     monkeypatch.setattr(attention, "make_reader", lambda *_: PlainKeys())
     yield engines
     engines.close()

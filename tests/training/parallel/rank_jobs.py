@@ -142,14 +142,16 @@ def load_gradients(folder, name):
     return [load_file(folder / f"{name}-{rank}.safetensors") for rank in range(SIZE)]
 
 
-def exchange_heads(rank, folder, num_q_heads, num_kv_heads, num_tokens):
+def exchange_heads(rank, folder, num_q_heads, num_kv_heads, num_tokens, routes):
     """Tokens to heads and back; what this process holds in between, and the gradient of taken rows."""
     counts = cut_evenly(num_tokens, SIZE)
-    exchange = SequenceExchange(group=dist.group.WORLD, rank=rank, counts=counts)
+    lengths = torch.tensor([3, num_tokens - 3])
+    exchange = SequenceExchange(group=dist.group.WORLD, rank=rank, counts=counts, lengths=lengths)
     whole = make_heads(num_q_heads, num_kv_heads, num_tokens)
     mine = [x[:, :, exchange.own].clone().requires_grad_() for x in whole]
-    q, k, v = exchange.to_heads(*mine)
-    back = exchange.to_tokens(q)
+    heads = exchange.deal(torch.tensor(routes))
+    q, k, v = heads.to_heads(*mine)
+    back = heads.to_tokens(q)
     (q.sum() + 2 * k.sum() + 3 * v.sum() + (back * back).sum()).backward()
     hidden = torch.arange(num_tokens, dtype=torch.float32)[None, exchange.own, None].expand(-1, -1, 3).clone()
     hidden.requires_grad_()
@@ -165,7 +167,7 @@ def exchange_heads(rank, folder, num_q_heads, num_kv_heads, num_tokens):
         "is_query_gradient": torch.equal(mine[0].grad, 1 + 2 * mine[0].detach()),
         "taken": taken[..., 0].tolist(),
         "taken_gradient": hidden.grad[0, :, 0].tolist(),
-        "routes": exchange.own_heads(torch.arange(num_kv_heads)[None]).tolist(),
+        "routes": heads.routes.tolist(),
     }
 
 

@@ -1,31 +1,61 @@
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from rank_jobs import exchange_heads, make_heads
 
 from elastic_attention import RecipeError
 from elastic_attention.training.parallel.config import ParallelConfig
+from elastic_attention.training.parallel.heads import deal_heads
 from elastic_attention.training.parallel.ranks import Ranks, join_ranks
 from elastic_attention.training.parallel.ulysses import check_heads, cut_evenly
 
 TOKENS = 7  # odd: one process holds a token more
 
 
-@pytest.mark.parametrize("num_kv_heads", [2, 1], ids=["a KV head each", "one KV head for both"])
-def test_heads_of_all_tokens_and_back(pair, tmp_path, num_kv_heads):
-    ranks = pair.run(exchange_heads, tmp_path, 4, num_kv_heads, TOKENS)
-    q, k, _ = make_heads(4, num_kv_heads, TOKENS)
+@pytest.mark.parametrize(
+    ("routes", "own"),
+    [
+        pytest.param([0, 1], ([0], [1]), id="a KV head each"),
+        pytest.param([1], ([0], [0]), id="one KV head for both"),
+        pytest.param([1, 0, 1, 0], ([1, 2], [3, 0]), id="a full and a sparse one each"),
+    ],
+)
+def test_heads_of_all_tokens_and_back(pair, tmp_path, routes, own):
+    num_kv_heads, num_q_heads = len(routes), 4
+    group_size = num_q_heads // num_kv_heads
+    ranks = pair.run(exchange_heads, tmp_path, num_q_heads, num_kv_heads, TOKENS, [routes, routes])
+    q, k, _ = make_heads(num_q_heads, num_kv_heads, TOKENS)
     assert [r["own"] for r in ranks] == [[0, 4], [4, 7]]
     for i, rank in enumerate(ranks):
-        own = i if num_kv_heads == 2 else 0
-        assert rank["q"] == q[0, 2 * i : 2 * i + 2].tolist()
-        assert rank["k"] == k[0, own : own + 1].tolist()
-        assert rank["routes"] == [[own]]
+        queries = (
+            [h * group_size + j for h in own[i] for j in range(group_size)] if num_kv_heads > 1 else [2 * i, 2 * i + 1]
+        )
+        assert rank["q"] == q[0, queries].tolist()
+        assert rank["k"] == k[0, own[i]].tolist()
+        assert rank["routes"] == [[routes[h] for h in own[i]]] * 2
         assert rank["is_back"] and rank["is_query_gradient"]
         # A KV head that both use gets the gradient of both.
-        assert rank["gradients"] == ([[2.0], [3.0]] if num_kv_heads == 2 else [[4.0], [6.0]])
+        assert rank["gradients"] == ([[2.0], [3.0]] if num_kv_heads > 1 else [[4.0], [6.0]])
         assert rank["taken"] == [[0.0, 6.0], [3.0, 4.0]]
     # Both copies of a taken row were used, with the factors 1 and 2.
     assert [r["taken_gradient"] for r in ranks] == [[3.0, 0.0, 0.0, 3.0], [3.0, 0.0, 3.0]]
+
+
+@given(st.data(), st.sampled_from([2, 3, 4]), st.integers(2, 4))
+def test_dealt_heads_cost_alike(data, size, turns):
+    lengths = data.draw(st.lists(st.integers(1, 99), min_size=1, max_size=3))
+    routes = torch.tensor(
+        [data.draw(st.lists(st.booleans(), min_size=size * turns, max_size=size * turns)) for _ in lengths]
+    )
+    heads = deal_heads(routes, torch.tensor(lengths), size)
+    assert sorted(heads.order.tolist()) == list(range(size * turns))
+    cost = (~routes).double().T @ torch.tensor(lengths, dtype=torch.float64) ** 2
+    shares = cost[heads.order].view(size, turns).sum(1)
+    # What stands between two processes after a turn is at most the costliest head of that turn.
+    assert shares.max() - shares.min() <= cost.max()
+    x = torch.randn(2, 3 * size * turns, 1)
+    assert torch.equal(heads.restore(heads.sort(x)), x)
 
 
 def test_cuts_differ_by_one_token_at_most():

@@ -33,7 +33,7 @@ def make_recipes(folder):
         "xattention": dataclasses.replace(
             recipe,
             parallel=shared,
-            pattern=XAttentionConfig(block_size=16, stride=4),
+            pattern=XAttentionConfig(block_size=64, stride=8),
             recompute_layers=True,
         ),
         "layers": dataclasses.replace(recipe, parallel=shared, routes=layers),

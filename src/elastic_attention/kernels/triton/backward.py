@@ -71,9 +71,10 @@ def differentiate(
     Returns:
         dq, dk, dv in the shapes and dtypes of q, k, v; d_route (sequences, G) float32.
     """
-    shapes = choose_gradient_shapes(q, is_plain=holds_whole_blocks(config.block_size, spans))
-    # With ragged spans tiles may end in memory of others, which only masked pointers leave alone.
-    use_descriptors = spans is None and takes_descriptors(q)
+    # With gaps between sequences tiles may end in memory that holds anything, which only masked pointers leave alone.
+    is_whole = spans is None or spans.is_whole
+    shapes = choose_gradient_shapes(q, is_plain=is_whole and holds_whole_blocks(config.block_size, None))
+    use_descriptors = is_whole and takes_descriptors(q)
     return launch_gradients(grad, q, k, v, route, paths, config, scale, spans, shapes, use_descriptors)
 
 
@@ -98,18 +99,21 @@ def launch_gradients(
     row_bytes = 2 * num_keys * head_dim * k.element_size()
     if grad.stride(-1) != 1:
         grad = grad.contiguous()
-    # Rows of no sequence get no gradient, and nobody writes them.
-    make = torch.empty if spans is None else torch.zeros
-    dq, dk, dv = (
-        make(x.shape[0], x.shape[2], x.shape[1], head_dim, dtype=x.dtype, device=x.device).transpose(1, 2)
-        for x in (q, k, v)
-    )
+
+    def make(num_rows: int, dtype: torch.dtype) -> Tensor:
+        # Rows of no sequence get no gradient, and nobody writes them.
+        fresh = torch.empty if spans is None or spans.is_whole else torch.zeros
+        return fresh(batch, num_rows, num_q_heads, head_dim, dtype=dtype, device=q.device).transpose(1, 2)
+
+    dq = make(num_queries, q.dtype)
+    # One query head after the other, so that the caches hold what programs share; the heads of a group add up later.
+    dk, dv = (make(num_keys, k.dtype if group_size == 1 else torch.float32) for _ in range(2))
     if not q.numel():
-        return dq, dk.zero_(), dv.zero_(), torch.zeros_like(route)
+        return dq, torch.zeros_like(k), torch.zeros_like(v), torch.zeros_like(route)
     statistics = q.new_empty(4, batch, num_q_heads, num_queries, dtype=torch.float32)
     tiles = count_tiles(num_queries, num_keys, spans, _WEIGH_ROWS)
     route_terms = q.new_empty(sequences, num_kv_heads, group_size * tiles, dtype=torch.float32)
-    is_described = use_descriptors and can_describe(q, k, v, grad, dq, dk, dv)
+    is_described = use_descriptors and can_describe(q, k, v, grad)
     common: dict[str, Any] = dict(
         GROUP=group_size,
         D=head_dim,
@@ -130,21 +134,22 @@ def launch_gradients(
         num_warps=4,
     )
     by_keys, by_queries = shapes
-    for kernel, shape, results, tiles, programs in (
-        (sweep_queries, by_keys, (dk, dv), triton.cdiv(num_keys, by_keys.keys), 1),
-        (sweep_keys, by_queries, (dq,), count_tiles(num_queries, num_keys, spans, by_queries.queries), group_size),
+    key_tiles = triton.cdiv(spans.max_query_length if spans is not None and spans.is_whole else num_keys, by_keys.keys)
+    query_tiles = count_tiles(num_queries, num_keys, spans, by_queries.queries)
+    for kernel, shape, results, grid in (
+        (sweep_queries, by_keys, (dk, dv), shape_grid(sequences * num_q_heads, 1, key_tiles, row_bytes)),
+        (sweep_keys, by_queries, (dq,), shape_grid(sequences * num_kv_heads, group_size, query_tiles, row_bytes)),
     ):
-        tensors = q, k, v, grad, *results
+        tensors = q, k, v, grad
         sources: tuple[Any, ...] = tensors
         if is_described:
-            result_rows = shape.keys if kernel is sweep_queries else shape.queries
-            rows = shape.queries, shape.keys, shape.keys, shape.queries, *(result_rows for _ in results)
+            rows = shape.queries, shape.keys, shape.keys, shape.queries
             sources = tuple(describe(x, n) for x, n in zip(tensors, rows, strict=True))
-        kernel[shape_grid(sequences * num_kv_heads, programs, tiles, row_bytes)](
+        kernel[grid](
             *sources,
-            *(*tensors, route, statistics),
+            *(*tensors, *results, route, statistics),
             *name_spans(spans, q),
-            *(stride for x in (q, k, v, grad, results[0]) for stride in x.stride()[:3]),
+            *(stride for x in (*tensors, results[0]) for stride in x.stride()[:3]),
             statistics.stride(0),
             num_queries,
             num_keys,
@@ -160,6 +165,9 @@ def launch_gradients(
             num_warps=shape.warps,
             num_stages=shape.stages,
         )
+    if group_size > 1:
+        groups = (x.transpose(1, 2).unflatten(2, (num_kv_heads, group_size)) for x in (dk, dv))
+        dk, dv = (x.sum(3).to(k.dtype).transpose(1, 2) for x in groups)
     return dq, dk, dv, route_terms.sum(-1)
 
 

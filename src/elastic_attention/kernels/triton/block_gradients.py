@@ -7,6 +7,7 @@ Shape letters: B batch, T queries, S keys, H query heads, G KV heads, D head dim
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -113,6 +114,8 @@ def differentiate_blocks(
     seen = reads.expand(-1, num_q_heads, -1, -1).view(torch.uint8)
     group_size, row_bytes = num_q_heads // num_kv_heads, 2 * num_keys * head_dim * k.element_size()
     by_keys, by_queries = choose_gradient_shapes(q)
+    if head_dim > 128 and q.element_size() == 2:  # two gradients of 64 keys do not fit the registers
+        by_keys = replace(by_keys, queries=64, keys=32)
     widest = block_size & -block_size  # tiles are powers of two that lie inside of one block
     common: dict[str, Any] = dict(
         GROUP=group_size,

@@ -124,8 +124,8 @@ def decode_paged(
 
     Args:
         q: (B, H, 1, D) float32, float16 or bfloat16, the last dimension contiguous; D a multiple of 16 up to 256.
-        key_pages, value_pages: (P, page_size, D), contiguous; page_size a power of two from `LEAST_PAGE` on. What lies in
-            slots that hold no token is never used, but must be finite.
+        key_pages, value_pages: (P, page_size, D), contiguous; page_size a power of two from `LEAST_PAGE` on. What lies
+            in slots that hold no token is never used, but must be finite.
         table: (B * G, max_pages) int32, pages of each row (`paging` says which slot holds which token).
         lengths: (B,) int32, tokens of each sequence.
         modes: (B, G) int32, FULL or STREAMING.

@@ -10,17 +10,18 @@ _NOBODY = tl.constexpr(1.0e30)  # L of a row without a query: no weight, and fin
 
 @triton.jit(do_not_specialize=["T", "S", "num_kv_heads"])
 def sweep_queries(
-    q_desc, k_desc, v_desc, g_desc, dk_desc, dv_desc, q, k, v, grad, dk, dv, routes, statistics,
+    q_desc, k_desc, v_desc, g_desc, q, k, v, grad, dk, dv, routes, statistics,
     query_starts, query_lengths, key_starts, key_lengths,
     q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, g_batch, g_head, g_row,
     d_batch, d_head, d_row, plane, T, S, num_kv_heads, scale,
     GROUP: tl.constexpr, SINK: tl.constexpr, LOCAL: tl.constexpr, BLOCK: tl.constexpr, D: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, DESCRIPTORS: tl.constexpr, RAGGED: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
-    """dK and dV of a tile of keys, from the queries of all heads of its KV head. Tiles in between are transposed."""
+    """What one query head adds to dK and dV of a tile of keys. Tiles in between are transposed."""
     WIDTH: tl.constexpr = triton.next_power_of_2(D)
     EDGES: tl.constexpr = BLOCK % QUERIES != 0 or BLOCK % KEYS != 0
-    sequence, kv_head, _, tile = place_program(num_kv_heads, 1)
+    sequence, head, _, tile = place_program(num_kv_heads * GROUP, 1)
+    kv_head = head // GROUP
     query_start, query_length, key_start, num_keys = load_span(
         query_starts, query_lengths, key_starts, key_lengths, sequence, T, S, RAGGED
     )
@@ -42,25 +43,19 @@ def sweep_queries(
     v_base = v + batch.to(tl.int64) * v_batch + kv_head.to(tl.int64) * v_head + key_start.to(tl.int64) * v_row
     k_tile = load_rows(k_desc, k_base, batch, kv_head, key_start, first_key, k_row, num_keys, KEYS, D, DESCRIPTORS)
     v_tile = load_rows(v_desc, v_base, batch, kv_head, key_start, first_key, v_row, num_keys, KEYS, D, DESCRIPTORS)
-    q_base = q + batch.to(tl.int64) * q_batch + query_start.to(tl.int64) * q_row
-    g_base = grad + batch.to(tl.int64) * g_batch + query_start.to(tl.int64) * g_row
+    q_base = q + batch.to(tl.int64) * q_batch + head.to(tl.int64) * q_head + query_start.to(tl.int64) * q_row
+    g_base = grad + batch.to(tl.int64) * g_batch + head.to(tl.int64) * g_head + query_start.to(tl.int64) * g_row
+    head_statistics = statistics + (batch * num_kv_heads * GROUP + head).to(tl.int64) * T - shift
     k_grad = tl.zeros([KEYS, WIDTH], tl.float32)
     v_grad = tl.zeros([KEYS, WIDTH], tl.float32)
-    for i in tl.range(0, GROUP * count):
-        head = kv_head * GROUP + i // count
-        first = (begin + i % count) * QUERIES
+    for i in tl.range(0, count):
+        first = (begin + i) * QUERIES
         row = first - first_real
-        q_tile = load_rows(
-            q_desc, q_base + head.to(tl.int64) * q_head, batch, head, query_start, row, q_row, query_length,
-            QUERIES, D, DESCRIPTORS,
-        )  # fmt: skip
-        g_tile = load_rows(
-            g_desc, g_base + head.to(tl.int64) * g_head, batch, head, query_start, row, g_row, query_length,
-            QUERIES, D, DESCRIPTORS,
-        )  # fmt: skip
+        q_tile = load_rows(q_desc, q_base, batch, head, query_start, row, q_row, query_length, QUERIES, D, DESCRIPTORS)
+        g_tile = load_rows(g_desc, g_base, batch, head, query_start, row, g_row, query_length, QUERIES, D, DESCRIPTORS)
         queries = first + tl.arange(0, QUERIES)
         is_real = (queries >= first_real) & (queries < num_keys)
-        places = statistics + (batch * num_kv_heads * GROUP + head).to(tl.int64) * T + queries - shift
+        places = head_statistics + queries
         is_hidden = (first_key >= SINK) & (first // BLOCK - LOCAL // BLOCK >= last_block)
         chosen = places + tl.where(is_hidden, 2 * plane, 0)
         total = tl.load(chosen, mask=is_real, other=_NOBODY)
@@ -82,16 +77,16 @@ def sweep_queries(
         if EDGES and is_mixed:
             excess = tl.where(sees, excess, excess + (delta - hidden_delta)[None, :])
         k_grad = tl.dot((weights * excess).to(q_tile.dtype), q_tile, k_grad, input_precision="ieee")
-    d_start = batch.to(tl.int64) * d_batch + kv_head.to(tl.int64) * d_head + key_start.to(tl.int64) * d_row
+    d_start = batch.to(tl.int64) * d_batch + head.to(tl.int64) * d_head + key_start.to(tl.int64) * d_row
     is_kept = first_key + tl.arange(0, KEYS) < num_keys
     k_grad *= scale * LN_2
-    store_rows(dk_desc, dk + d_start, batch, kv_head, first_key, S, d_row, is_kept, k_grad, KEYS, D, DESCRIPTORS)
-    store_rows(dv_desc, dv + d_start, batch, kv_head, first_key, S, d_row, is_kept, v_grad, KEYS, D, DESCRIPTORS)
+    store_rows(dk, dk + d_start, batch, head, first_key, S, d_row, is_kept, k_grad, KEYS, D, False)
+    store_rows(dv, dv + d_start, batch, head, first_key, S, d_row, is_kept, v_grad, KEYS, D, False)
 
 
 @triton.jit(do_not_specialize=["T", "S", "num_kv_heads"])
 def sweep_keys(
-    q_desc, k_desc, v_desc, g_desc, dq_desc, q, k, v, grad, dq, routes, statistics,
+    q_desc, k_desc, v_desc, g_desc, q, k, v, grad, dq, routes, statistics,
     query_starts, query_lengths, key_starts, key_lengths,
     q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, g_batch, g_head, g_row,
     d_batch, d_head, d_row, plane, T, S, num_kv_heads, scale,
@@ -160,4 +155,4 @@ def sweep_keys(
         q_grad = tl.dot((weights * excess).to(k_tile.dtype), k_tile, q_grad, input_precision="ieee")
     d_base = dq + start * d_batch + head.to(tl.int64) * d_head + query_start.to(tl.int64) * d_row
     q_grad *= scale * LN_2
-    store_rows(dq_desc, d_base, batch, head, row, T, d_row, is_real, q_grad, QUERIES, D, DESCRIPTORS)
+    store_rows(dq, d_base, batch, head, row, T, d_row, is_real, q_grad, QUERIES, D, False)

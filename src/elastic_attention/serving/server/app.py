@@ -45,9 +45,12 @@ def build_app(
         allowed_hosts: names under which it may be asked for; None = all.
     """
     app = FastAPI(title="elastic-attention", docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(BodyLimit, limits=engine.limits, note_refusal=metrics.note_refusal)
+    limits, note = engine.limits, metrics.note_refusal
+    app.add_middleware(
+        BodyLimit, max_bytes=limits.max_body_bytes, max_seconds=limits.max_body_seconds, note_refusal=note
+    )
     if allowed_hosts is not None:
-        app.add_middleware(HostCheck, allowed=allowed_hosts, note_refusal=metrics.note_refusal)
+        app.add_middleware(HostCheck, allowed=allowed_hosts, note_refusal=note)
     _add_refusals(app, metrics)
     checks = _Checks(engine, name, budget)
 

@@ -7,21 +7,23 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .limits import ServerLimits
 from .replies import make_error
 
 
 class BodyLimit:
     """ASGI middleware: status 413 for a body that is too large, announced or not, and 408 for one that is too slow."""
 
-    def __init__(self, app: ASGIApp, limits: ServerLimits, note_refusal: Callable[[], None]) -> None:
-        self._app, self._limits, self._note_refusal = app, limits, note_refusal
+    def __init__(
+        self, app: ASGIApp, max_bytes: int, max_seconds: float, note_refusal: Callable[[], None] = lambda: None
+    ) -> None:
+        self._app, self._max_bytes, self._max_seconds = app, max_bytes, max_seconds
+        self._note_refusal = note_refusal
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        max_bytes, max_seconds = self._limits.max_body_bytes, self._limits.max_body_seconds
+        max_bytes, max_seconds = self._max_bytes, self._max_seconds
         too_large = (413, f"The body has more than {max_bytes} bytes; send less.")
         too_slow = (408, f"The body was not there after {max_seconds:g} seconds; send it faster.")
         announced = dict(scope["headers"]).get(b"content-length", b"")

@@ -39,7 +39,7 @@ def _is_loopback(host: str) -> bool:
 class HostCheck:
     """ASGI middleware: status 403 for a request under a name that is not the server's."""
 
-    def __init__(self, app: ASGIApp, allowed: frozenset[str], note_refusal: Callable[[], None]) -> None:
+    def __init__(self, app: ASGIApp, allowed: frozenset[str], note_refusal: Callable[[], None] = lambda: None) -> None:
         self._app, self._allowed, self._note_refusal = app, allowed, note_refusal
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -3,6 +3,9 @@
 import dataclasses
 from dataclasses import dataclass
 
+MAX_BODY_BYTES = 8 << 20
+MAX_BODY_SECONDS = 60.0
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServerLimits:
@@ -21,8 +24,8 @@ class ServerLimits:
 
     context: int
     max_new_tokens: int = 4096
-    max_body_bytes: int = 8 << 20
-    max_body_seconds: float = 60.0
+    max_body_bytes: int = MAX_BODY_BYTES
+    max_body_seconds: float = MAX_BODY_SECONDS
     max_requests: int = 16
 
     def __post_init__(self) -> None:

@@ -51,16 +51,13 @@ def complete_arguments(arguments: Any) -> None:
 
 
 def _prepare_flash(arguments: Any) -> None:
-    """FlashAttention with our classes, over head-major blocks, between the pieces of CUDA graphs."""
-    from vllm.config import CUDAGraphMode
+    """FlashAttention with our classes, over head-major blocks."""
     from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
     register_flash()
     os.environ["VLLM_KV_CACHE_LAYOUT"] = "HND"
     _set(arguments, "attention_backend", None, AttentionBackendEnum.CUSTOM)
     arguments.disable_cascade_attn = True
-    if not arguments.enforce_eager:
-        arguments.compilation_config.cudagraph_mode = CUDAGraphMode.PIECEWISE
 
 
 @functools.cache

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .layout import KeyReader, make_reader
 from .probe import Probe
-from .step import RoutedStep, find_routing, open_step
+from .step import KeysOf, RoutedStep, find_routing, open_step
 
 
 class RoutedBuilder:
@@ -27,10 +27,14 @@ class RoutedBuilder:
         """As the stock builder; requests with routes get a `RoutedStep`."""
         stock = super().build  # type: ignore[misc]
         metadata = stock(common_prefix_len, common_attn_metadata, fast_build)
-        step = open_step(self, common_attn_metadata)
+        step = self.open_step(metadata, common_attn_metadata)
         if step is not None:
             metadata.elastic = step
         return metadata
+
+    def open_step(self, metadata: Any, common: Any) -> Any:
+        """What the layers of the forward do beside the stock metadata; None for nothing."""
+        return open_step(self, common)
 
     def build_virtual(self, common: Any) -> Any:
         """Stock metadata of virtual sequences, whose heads are those of one KV head."""
@@ -66,8 +70,8 @@ class RoutedImpl:
             return output
         step: RoutedStep | None = getattr(attn_metadata, "elastic", None)
         if step is not None and routing is not None:
-            step.decide(routing, functools.partial(self._find_reader(layer, kv_cache).read, kv_cache))
-            if step.plan.pieces is not None:
+            step.decide(routing, self.read_keys(layer, kv_cache))
+            if step.is_virtual:
                 rows, pages, metadata = step.virtualize(routing, query, kv_cache)
                 result = step.make_room(rows, output)
                 # Without keys and values: they are cached already, and vLLM 0.26 would write them once more.
@@ -76,10 +80,11 @@ class RoutedImpl:
                 return step.put_back(result, output)
         return super().forward(layer, query, key, value, kv_cache, attn_metadata, output, *args, **kwargs)  # type: ignore[misc]
 
-    def _find_reader(self, layer: Any, cache: Tensor) -> KeyReader:
+    def read_keys(self, layer: Any, cache: Tensor) -> KeysOf:
+        """How to read the keys of this layer back out of its cache."""
         if self._reader is None:
             self._reader = make_reader(self, layer, cache)
-        return self._reader
+        return functools.partial(self._reader.read, cache)
 
     def _narrow(self: Any) -> Any:
         """This implementation for one KV head."""

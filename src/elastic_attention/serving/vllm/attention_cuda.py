@@ -1,24 +1,72 @@
 """Routed attention on vLLM's FlashAttention backend.
 
-Attention runs between the pieces of vLLM's CUDA graphs, not inside of a graph of the whole step.
+Steps of one new token a request run as one CUDA graph, over tables that lie in buffers. In other steps attention runs
+between the pieces of CUDA graphs.
 """
 
+import copy
 from typing import Any
 
+import torch
+from vllm.config import get_layers_from_vllm_config
+from vllm.model_executor.layers.attention import Attention
+from vllm.v1.attention.backend import AttentionCGSupport
 from vllm.v1.attention.backends.flash_attn import (
     FlashAttentionBackend,
     FlashAttentionImpl,
     FlashAttentionMetadataBuilder,
 )
 
+from . import layout
 from .attention import RoutedBuilder, RoutedImpl
+from .decode_cuda import MOST_BYTES, DecodeBuffers, DecodeStep, count_bytes, count_requests
 from .layout import list_head_major
+from .step import Decision, LayerRouting, find_books, find_routing, open_step
 
 
 class ElasticFlashBuilder(RoutedBuilder, FlashAttentionMetadataBuilder):
     """The stock builder, with routed heads."""
 
     head_counts = ("num_heads_q", "num_heads_kv")
+    _routing: LayerRouting | None = None
+    _buffers: DecodeBuffers | None = None
+
+    @classmethod
+    def get_cudagraph_support(cls, vllm_config: Any, kv_cache_spec: Any) -> AttentionCGSupport:
+        """Graphs of whole steps of one new token a request, where their tables are not too large."""
+        is_small = count_bytes(vllm_config, kv_cache_spec.block_size) <= MOST_BYTES
+        return AttentionCGSupport.UNIFORM_SINGLE_TOKEN_DECODE if is_small else AttentionCGSupport.NEVER
+
+    def open_step(self, metadata: Any, common: Any) -> Any:
+        """A step of single tokens reads buffers, as it may be the replay of a graph."""
+        self._routing = self._routing or find_books(self)
+        most = count_requests(self.vllm_config)
+        if self._routing is None:
+            return None
+        if not self.use_full_cuda_graph or common.max_query_len > 1 or common.num_reqs > most:
+            return open_step(self, common)
+        books = self._routing.books
+        if self._buffers is None:
+            self._buffers = DecodeBuffers(books, most, common.block_table_tensor.shape[1], self.block_size)
+        plan = books.plan_step(layout.list_rows(self._routing.runner, common)) if books.is_open else None
+        self._buffers.fill(common, plan)
+        if plan is not None and plan.deciding:
+            decision = Decision(books, plan, common.block_table_tensor)
+            books.do_late(lambda: self._decide_all(decision))
+        return DecodeStep(metadata, self._buffers, common.num_reqs)
+
+    @torch.inference_mode()
+    def _decide_all(self, decision: Decision) -> None:
+        for layer in get_layers_from_vllm_config(self.vllm_config, Attention, self.layer_names).values():
+            routing = find_routing(layer)
+            if routing is not None:
+                decision.decide(routing, layer.impl.read_keys(layer, layer.kv_cache))
+
+    def build_virtual(self, common: Any) -> Any:
+        """As ever, without a schedule made ahead, which would be one more kernel in every layer."""
+        single = copy.copy(self)
+        single.aot_schedule = single.use_full_cuda_graph = False
+        return super(ElasticFlashBuilder, single).build_virtual(common)
 
 
 class ElasticFlashImpl(RoutedImpl, FlashAttentionImpl):

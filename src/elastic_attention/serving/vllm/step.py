@@ -18,6 +18,9 @@ from ..rotation import boundary_positions, decide_routes, undo_rotation
 from ..virtual import gather_order, make_tables, virtual_starts
 from . import layout
 
+KeysOf = Callable[[Tensor, Tensor], Tensor]
+"""(block table (R, W), positions (R, m)) -> rotated keys (R, m, G, D) of a layer's cache."""
+
 _ATTRIBUTE = "elastic_routing"
 MOST_BYTES = 1 << 28
 """Tables of all layers are made at once up to this size, which spares every layer a dozen small kernels."""
@@ -50,13 +53,18 @@ def find_routing(layer: Any) -> LayerRouting | None:
     return getattr(layer, _ATTRIBUTE, None)
 
 
-def open_step(builder: Any, common: Any) -> "RoutedStep | None":
-    """The plan of the forward that `builder` builds metadata for; None outside of requests."""
+def find_books(builder: Any) -> LayerRouting | None:
+    """The routing of any routed layer that `builder` builds metadata for."""
     from vllm.config import get_layers_from_vllm_config
     from vllm.model_executor.layers.attention import Attention
 
     layers = get_layers_from_vllm_config(builder.vllm_config, Attention, builder.layer_names)
-    routing = next((found for layer in layers.values() if (found := find_routing(layer)) is not None), None)
+    return next((found for layer in layers.values() if (found := find_routing(layer)) is not None), None)
+
+
+def open_step(builder: Any, common: Any) -> "RoutedStep | None":
+    """The plan of the forward that `builder` builds metadata for; None outside of requests."""
+    routing = find_books(builder)
     if routing is None or not routing.books.is_open:
         return None
     plan = routing.books.plan_step(layout.list_rows(routing.runner, common))
@@ -72,7 +80,7 @@ class RoutedStep:
         self.plan, self._builder, self._common, self._books = plan, builder, common, books
         self._pattern = streaming(books.config)
         self._page: int = builder.block_size
-        self._pooled = _PooledTokens(books, [request for _, request in plan.deciding]) if plan.deciding else None
+        self._decision = Decision(books, plan, common.block_table_tensor) if plan.deciding else None
         self._tables: tuple[Tensor, Tensor] | None = None
         if plan.pieces is not None:
             heads = books.routes.shape[2]
@@ -93,23 +101,15 @@ class RoutedStep:
     def _make_tables(self, routes: Tensor) -> tuple[Tensor, Tensor]:
         return make_tables(self._pieces, self._blocks, routes, self._page, self._pattern)
 
-    def decide(self, routing: LayerRouting, read_keys: Callable[[Tensor, Tensor], Tensor]) -> None:
-        """Decide the routes of this layer for the requests whose prompts are far enough.
+    @property
+    def is_virtual(self) -> bool:
+        """Are its queries cut for virtual sequences?"""
+        return self.plan.pieces is not None
 
-        Args:
-            read_keys: (block table (R, W), positions (R, m)) -> rotated keys (R, m, G, D).
-        """
-        if self._pooled is None:
-            return
-        rows = stage([row for row, _ in self.plan.deciding], self._books.device)
-        keys = read_keys(self._common.block_table_tensor[rows], self._pooled.positions)
-        rotation = routing.rotation
-        plain = undo_rotation(
-            keys, rotation.cos_sin_cache[self._pooled.positions], is_interleaved=not rotation.is_neox_style
-        )
-        pooled = (plain * self._pooled.weights[..., None, None]).sum(1)
-        routes = decide_routes(routing.router, pooled, self._pooled.budgets)
-        self._books.routes[self.plan.slots[rows], routing.index] = routes
+    def decide(self, routing: LayerRouting, read_keys: KeysOf) -> None:
+        """Decide the routes of this layer for the requests whose prompts are far enough."""
+        if self._decision is not None:
+            self._decision.decide(routing, read_keys)
 
     def virtualize(self, routing: LayerRouting, query: Tensor, cache: Tensor) -> tuple[Tensor, Tensor, Any]:
         """This layer's queries (rows, p, D), cache and metadata as virtual sequences."""
@@ -144,6 +144,28 @@ class RoutedStep:
         """(T, H, D) or (T, H * D) as (token, KV head) rows (T * G, p, D), never a copy."""
         shape = (self._num_rows, -1, self._books.config.base_model.head_dim)
         return output[: self._common.num_actual_tokens].view(shape)
+
+
+class Decision:
+    """The requests of a step whose prompts are far enough for their routes."""
+
+    def __init__(self, books: RouteBooks, plan: StepPlan, block_table: Tensor) -> None:
+        """`block_table`: (R, W) pages of the requests of the step."""
+        self._books = books
+        self._pooled = _PooledTokens(books, [request for _, request in plan.deciding])
+        rows = stage([row for row, _ in plan.deciding], books.device)
+        self._pages, self._slots = block_table[rows], plan.slots[rows]
+
+    def decide(self, routing: LayerRouting, read_keys: KeysOf) -> None:
+        """Write the routes of one layer to the books; its keys must be in the cache."""
+        keys = read_keys(self._pages, self._pooled.positions)
+        rotation = routing.rotation
+        plain = undo_rotation(
+            keys, rotation.cos_sin_cache[self._pooled.positions], is_interleaved=not rotation.is_neox_style
+        )
+        pooled = (plain * self._pooled.weights[..., None, None]).sum(1)
+        routes = decide_routes(routing.router, pooled, self._pooled.budgets)
+        self._books.routes[self._slots, routing.index] = routes
 
 
 class _PooledTokens:

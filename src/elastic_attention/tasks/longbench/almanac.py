@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
 
 from elastic_attention.errors import DataError
 from elastic_attention.tasks.corpora import load_corpora
-from elastic_attention.tasks.corpora_suite import CorporaSuite
+from elastic_attention.tasks.corpora_suite import CorporaSuite, with_marks
 from elastic_attention.tasks.document_questions import make_bridge, make_collection, make_comparison, make_report_line
 from elastic_attention.tasks.drawing import Draw
 from elastic_attention.tasks.few_shot import REGIONS, make_classes, make_regions
@@ -21,7 +19,7 @@ from elastic_attention.tasks.longbench import almanac_tasks as own
 from elastic_attention.tasks.longbench.metrics import METRICS
 from elastic_attention.tasks.registry import make_sample
 from elastic_attention.tasks.sample import Sample, Tokenizer
-from elastic_attention.tasks.suite import Answer, Skipped, SuiteSample, has_chat_template, render_prompt
+from elastic_attention.tasks.suite import Answer, Skipped, SuiteSample, render_prompt
 from elastic_attention.tasks.summaries import make_module_lines, make_overviews
 from elastic_attention.tasks.vocabulary import CLASSES
 
@@ -101,7 +99,7 @@ class AlmanacSuite(CorporaSuite):
                 index=index,
                 target_tokens=room,
                 corpora=load_corpora(self.data),
-                tokenizer=_with_marks(tokenizer),
+                tokenizer=with_marks(tokenizer),
                 split=self.split,
             )
             text = f"{drawn.context}\n\n{drawn.question}" if drawn.is_chat else drawn.context + drawn.question
@@ -122,22 +120,3 @@ class AlmanacSuite(CorporaSuite):
             max_new_tokens=row.max_new_tokens,
             stop=("\n",) if row.category == "few_shot" else (),
         )
-
-
-class _UnmarkedTokenizer:
-    """A tokenizer without a chat template, with one that adds nothing."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-
-    def __call__(self, text: Any, *, add_special_tokens: bool) -> Any:
-        return self._tokenizer(text, add_special_tokens=add_special_tokens)
-
-    def apply_chat_template(self, messages: Any, *, add_generation_prompt: bool, tokenize: bool) -> Any:
-        return "\n".join(message["content"] for message in messages)
-
-
-@lru_cache(maxsize=4)
-def _with_marks(tokenizer: Tokenizer) -> Tokenizer:
-    """A tokenizer that can write a conversation; one object each, because texts are kept per tokenizer."""
-    return tokenizer if has_chat_template(tokenizer) else _UnmarkedTokenizer(tokenizer)

@@ -65,7 +65,7 @@ def make_paragraph_count(draw: Draw, kind: str, category: str) -> Sample:
     kept, dropped = paragraphs[:num_different], paragraphs[num_different:]
     shown = kept + [draw.rng.choice(kept) for _ in dropped]
     draw.rng.shuffle(shown)
-    return chat_sample(kind, category, f"{intro}\n\n{number_paragraphs(shown)}", question, str(num_different))
+    return chat_sample(kind, category, f"{intro}\n\n{number_paragraphs(shown)}", question, str(len(set(shown))))
 
 
 def make_paragraph_retrieval(draw: Draw, kind: str, category: str) -> Sample:

@@ -117,11 +117,12 @@ class Gsm8kSuite(ProblemSuite):
             "answers": (record["answer"],),
             "max_new_tokens": self.max_new_tokens,
             "stop": (NEXT_QUESTION,) if self.shots else (),
+            "details": {"rule": self.rule},
         }
 
     def score(self, answer: Answer, sample: SuiteSample) -> float:
         """1 for the right number."""
-        return float(RULES[self.rule](answer.text, sample.answers[0]))
+        return float(RULES[sample.details["rule"]](answer.text, sample.answers[0]))
 
     def _find_solved(self) -> Path:
         folder = self.data.parent if self.data is not None and self.data.is_file() else self.data

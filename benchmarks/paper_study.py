@@ -29,6 +29,7 @@ from paper_rules import Found
 from paper_sharing import Busy, hold
 from paper_statistics import Seeds, estimate, find_mastered, give_verdict, is_robust, is_sensitive, pick
 
+from elastic_attention.errors import ElasticAttentionError
 from elastic_attention.evaluation.session import describe_device, measure_peak_bytes, open_base
 from elastic_attention.evaluation.suite_run import BATCH_TOKENS
 from elastic_attention.records import build_record, read_record, write_record
@@ -149,7 +150,10 @@ def study_all(lab: Lab, names: Sequence[str], results: Path | None) -> dict[str,
             for name in tuple(waiting):
                 path = results / f"paper_{lab.scale.name}_{name}.json" if results else None
                 with contextlib.suppress(Busy):
-                    verdicts[name] = study(lab, name, path)
+                    try:
+                        verdicts[name] = study(lab, name, path)
+                    except ElasticAttentionError as error:
+                        print(f"{name} stays open: {error}", flush=True)
                     waiting.remove(name)
             if waiting:
                 lab.check_time()

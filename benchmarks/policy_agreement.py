@@ -191,7 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for number, readings in enumerate(measure(options), 1):
         for reading in readings:
             found[reading.way].append(reading)
-        if number == total or number % (5 * len(options.kinds)) == 0:
+        if number == total or number % (2 * len(options.kinds)) == 0:
             rows = [summarize(own, found[EXACT]) for own in found.values()]
             _save(options, rows, number, time.perf_counter() - began)
             print(f"{number} of {total} prompts, {time.perf_counter() - began:.0f} s", flush=True)

@@ -34,7 +34,7 @@ SOLUTION = (
     " = ",
     "0",
 )
-BOXED = (
+BOXED: tuple[str, ...] = (
     "\\boxed{",
     "\\boxed ",
     "\\fbox{",

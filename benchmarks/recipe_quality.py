@@ -67,6 +67,11 @@ class Run:
         """What `elastic-attn train` says about it."""
         return self.folder / "train.json"
 
+    @property
+    def is_finished(self) -> bool:
+        """Are all its steps done? A run that was stopped goes on."""
+        return self.record.exists() and read_record(self.record)["metrics"]["is_finished"]
+
     def describe(self) -> Row:
         """Steps, speed and held-out sparsity."""
         record = read_record(self.record)
@@ -200,9 +205,9 @@ def main(arguments: list[str] | None = None) -> None:
     def work(item: Run | Method) -> None:
         """Train and ask, as far as no other process did or does."""
         method = item if isinstance(item, Method) else item.method
-        if isinstance(item, Run) and not item.record.exists():
+        if isinstance(item, Run) and not item.is_finished:
             with hold(item.folder):
-                if not item.record.exists():
+                if not item.is_finished:
                     forget_memory()
                     train(item.path, output=item.folder, device=options.device, json=item.record)
         if questions.find(method) is None:
@@ -212,7 +217,7 @@ def main(arguments: list[str] | None = None) -> None:
     def save() -> None:
         """The record of what is answered; without the dense model's answers there is nothing to compare with."""
         answers = {method.label: questions.find(method) for method in others}
-        answers |= {run.method.label: questions.find(run.method) for run in runs if run.record.exists()}
+        answers |= {run.method.label: questions.find(run.method) for run in runs if run.is_finished}
         found = {label: lines for label, lines in answers.items() if lines is not None}
         done = [run for run in runs if run.method.label in found]
         if "dense" not in found:

@@ -35,7 +35,7 @@ EXTRAS: dict[str, dict[str, Any] | None] = {  # of requests; None = without the 
     "default": None,
 }
 RESAMPLES = 2000
-CELLS = "640x2x1 640x1x40 640x4x16"
+CELLS = "640x2x1 640x1x32 640x4x16"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,6 +87,7 @@ def serve_way(way: str, options: argparse.Namespace, block_size: int | None, con
         max_num_seqs=max(cell.requests for cell in cells),
         enable_prefix_caching=False,
         block_size=block_size,
+        kv_cache_memory_bytes=1 << 28,
         additional_config={} if EXTRAS[way] is None else {"elastic_attention": {"routers": options.routers}},
     )
     settings = llm.llm_engine.vllm_config

@@ -222,22 +222,22 @@ class TrainingBench:
         options = self.options
         if options.json is None:
             return
-        old = [row for path in options.add for row in read_record(path)["metrics"]["rows"]]
-        taken = {tuple(row[key] for key in CELL) for row in self.rows}
-        rows = [row for row in old if tuple(row[key] for key in CELL) not in taken] + self.rows
+        added = [read_record(path)["metrics"] for path in options.add]
+        rows = merge_cells([row for metrics in added for row in metrics["rows"]], self.rows)
+        skipped = merge_cells([cell for metrics in added for cell in metrics["skipped"]], self.skipped)
         add_scaling(rows)
         record = build_record(
             "training_throughput",
             config=_describe_options(options) | {"peak_flops": PEAK_FLOPS, "response_tokens": RESPONSE_TOKENS},
             model=f"{options.model}, random weights",
             data=f"random tokens, packs of {options.tokens}",
-            device=describe_device(self.device),
+            device=describe_gpus(self.device, max((row["gpus"] for row in rows), default=1)),
             seed=SEED,
             n=len(rows),
             metrics={
                 "rows": rows,
                 "hours": estimate_hours(rows),
-                "skipped": self.skipped,
+                "skipped": [cell for cell in skipped if merge_cells([cell], rows) != rows],
                 "matmul_flops_per_second": self.matmul_flops,
                 "paper": PAPER,
             },
@@ -257,6 +257,17 @@ def build_model(name: str, layers: int | None, device: torch.device) -> Any:
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
     return model.eval().requires_grad_(False)
+
+
+def describe_gpus(device: torch.device, most: int) -> str:
+    """The devices in words; `most` is how many worked together at most."""
+    return describe_device(device).replace("1 GPU", f"1 to {most} GPUs") if most > 1 else describe_device(device)
+
+
+def merge_cells(old: list[Row], new: list[Row]) -> list[Row]:
+    """The new ones, behind the old ones that none of them replaces."""
+    taken = {tuple(row[key] for key in CELL) for row in new}
+    return [row for row in old if tuple(row[key] for key in CELL) not in taken] + new
 
 
 def check_losses(rows: list[Row]) -> None:

@@ -58,15 +58,18 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--cells", nargs="*", default=CELLS.split())
     parser.add_argument("--ways", nargs="*", choices=WAYS, default=list(WAYS))
     parser.add_argument("--msr", type=float, default=0.7)
-    parser.add_argument("--new-tokens", type=int, default=192)
+    parser.add_argument("--new-tokens", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--layers", type=int, help="fewer layers than the shape has")
     parser.add_argument("--graphs", default="FULL_DECODE_ONLY", help="vLLM's cudagraph_mode, of all ways")
     parser.add_argument("--compile", type=int, default=0, help="vLLM's compilation mode, of all ways")
     parser.add_argument("--block-size", type=int, default=128)
+    parser.add_argument("--chunk", type=int, default=8192, help="tokens of a step")
     parser.add_argument("--memory", type=float, default=0.93, help="part of the device's memory")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--cache-gib", type=float, help="KV cache instead of what fits into --memory")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="no cell of a way begins later than this")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
@@ -105,7 +108,7 @@ def measure_way(options: argparse.Namespace) -> list[dict[str, Any]]:
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     from vllm import LLM, SamplingParams
 
-    shape, chooser = pick_shape(options), random.Random(WAYS.index(options.way))
+    shape, chooser, began = pick_shape(options), random.Random(WAYS.index(options.way)), time.perf_counter()
     cells = [tuple(map(int, cell.split("x"))) for cell in options.cells]
     plugin = {} if options.way == "stock" else {"elastic_attention": {"routers": str(options.folder / "routers")}}
     sizes = sorted({1, *(count for _, count in cells)})
@@ -119,7 +122,9 @@ def measure_way(options: argparse.Namespace) -> list[dict[str, Any]]:
         max_num_seqs=max(sizes),
         enable_prefix_caching=False,
         block_size=options.block_size,
+        max_num_batched_tokens=options.chunk,
         gpu_memory_utilization=options.memory,
+        kv_cache_memory_bytes=None if options.cache_gib is None else int(options.cache_gib * 2**30),
         compilation_config=graphs,
         additional_config=plugin,
     )
@@ -152,7 +157,9 @@ def measure_way(options: argparse.Namespace) -> list[dict[str, Any]]:
 
     rows = []
     for tokens, count in cells:
-        run(min(tokens, 2048), count, 16)
+        if time.perf_counter() - began > options.seconds:
+            break
+        run(min(tokens, 2048), count, min(16, options.new_tokens))
         times = [run(tokens, count, options.new_tokens) for _ in range(options.repeats)]
         first, step = min(first for first, _ in times), min(step for _, step in times)
         row = {"way": options.way, "tokens": tokens, "requests": count, "ttft_seconds": first, "step_seconds": step}
@@ -204,7 +211,7 @@ def main() -> None:
             if subprocess.run(command).returncode:
                 print(f"{way} failed", file=sys.stderr, flush=True)
             rows = gather_rows(folder)
-            keys = ("msr", "new_tokens", "repeats", "block_size", "graphs", "compile")
+            keys = ("msr", "new_tokens", "repeats", "block_size", "chunk", "graphs", "compile")
             record = build_record(
                 "vllm engine",
                 config={"shape": options.shape} | {key: getattr(options, key) for key in keys},

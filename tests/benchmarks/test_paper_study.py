@@ -6,6 +6,7 @@ import json
 import random
 
 import paper_lab
+import paper_pictures
 import paper_study
 import pytest
 import torch
@@ -19,7 +20,7 @@ from paper_statistics import Check, Estimate, estimate, find_mastered, give_verd
 
 from elastic_attention.evaluation.answer_log import Line
 from elastic_attention.evaluation.session import Base
-from elastic_attention.records import read_record
+from elastic_attention.records import build_record, read_record, write_record
 from elastic_attention.tasks.suite import Skipped
 from elastic_attention.training.recipe import Interval
 from evaluation.word_suite import WordSuite
@@ -325,6 +326,32 @@ def test_all_trainings_make_recipes(tiny, tmp_path):
         if training.source != "retrieval_heads":
             target = 0.7 if isinstance(training.target, str) else training.target
             assert lab.build_recipe(dataclasses.replace(training, target=target), 0).steps == 2
+
+
+def test_pictures_of_what_there_is(tmp_path):
+    entries = {
+        "static_msr": {f"heads_{t}": t for t in (0.1, 0.5)},
+        "quality_esr": {"routed_0.5": 0.5, "static_0.5": 0.5},
+        "target_sweep": {f"target_{t}": t for t in (0.4, 0.7)},
+    }
+    check = {"check": "above", "value": 0.2, "low": 0.1, "high": 0.3, "at_least": 0.0, "at_most": None}
+    summary = {"rows": [], "checks": [check | {"claim": "width", "holds": True, "counts": True}]}
+
+    def save(name, metrics):
+        record = build_record(
+            "c", config={}, model="m", data={}, device="cpu", seed=0, n=1, metrics=metrics, seconds=1.0, bytes=None
+        )
+        write_record(tmp_path / f"paper_smollm2{name}.json", record)
+
+    save("", summary)
+    for claim, msr in entries.items():
+        answers = {"dense": DENSE} | {name: make_answers(0.8, msr=(t, t), n=20) for name, t in msr.items()}
+        rows = [row | {"esr_prefill": row["msr"] / 2} for row in paper_study.make_rows(answers)]
+        save(f"_{claim}", {"rows": rows})
+    assert paper_pictures.main(["--results", str(tmp_path), "--figures", str(tmp_path)]) == 0
+    drawn = (tmp_path / "paper_smollm2.svg").read_text()
+    assert all(title in drawn for title in ("Static sparsity", "Quality against sparsity", "Target sweep"))
+    assert (tmp_path / "paper_smollm2_checks.svg").exists()
 
 
 def test_list_and_options(capsys):

@@ -48,6 +48,13 @@ def test_time_that_is_up_is_recorded_as_skipped(tmp_path):
         ("single", "the time is up"),
     ]
 
+    # What a later run adds takes the place of what was skipped.
+    more = [*TINY, "--ways", "ours", "--loads", "mixed", "--memory", "layers", "attention", "--layers", "3"]
+    training_throughput.main([*more, "--add", str(tmp_path / "late.json"), "--json", str(tmp_path / "whole.json")])
+    metrics = read_record(tmp_path / "whole.json")["metrics"]
+    assert [row["memory"] for row in metrics["rows"]] == ["layers", "attention"]
+    assert [row["load"] for row in metrics["skipped"]] == ["single"]
+
 
 def test_flops_of_one_layer_by_hand():
     model = training_throughput.build_model("tiny", 1, torch.device("cpu"))

@@ -38,7 +38,7 @@ def test_ruler(evaluate, tmp_path):
     assert record["command"] == "eval" and record["n"] == 12 and record["data"]["suite"] == "ruler"
     assert [row["label"] for row in record["metrics"]["rows"]] == ["dense", "routed", "routed-full"]
     assert record["config"]["plan"]["tasks"] == ["niah_single_1", "qa_1"]
-    assert record["config"]["routing"]["sha256"]
+    assert record["config"]["routing"]["sha256"] and str(tmp_path.parent) not in json.dumps(record)
     # Again: nothing is asked, and the record is the same.
     assert evaluate(*RULER, "--json", "again.json")[0] == 0
     again = json.loads((tmp_path / "again.json").read_text())
@@ -63,6 +63,18 @@ def test_mixture_and_settings_of_a_suite(evaluate, tmp_path):
     record = json.loads((tmp_path / "record.json").read_text())
     assert record["data"]["split"] == "heldout_format"
     assert [row["msr"] for row in record["metrics"]["rows"]][:2] == [0.0, 1.0]
+
+
+def test_problems_from_a_file(evaluate, tmp_path):
+    rows = [{"question": "What is 3 and 3?", "answer": "#### 6"}, {"question": "And?", "answer": "nothing"}]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = ("--suite", "gsm8k", "--data", tmp_path, "--option", "max_new_tokens=8", "--lengths", "400")
+    code, out, err = evaluate(*arguments, "--methods", "dense,routed", "--dtype", "float32", "--json", "record.json")
+    assert code == 0, err
+    assert "2 answers: 2 cut at their longest" in out and "1 samples could not be asked" in out
+    assert "gsm8k 400 #1: test.jsonl, line 2: 'answer' ends in no '#### NUMBER'" in out
+    data = json.loads((tmp_path / "record.json").read_text())["data"]
+    assert (data["rule"], data["shots"], data["max_new_tokens"]) == ("marked", 0, 8) and data["files"]["test.jsonl"]
 
 
 def test_nothing_could_be_asked(evaluate):
@@ -90,6 +102,8 @@ def test_a_model_without_chat_template(evaluate, monkeypatch):
         (("--option", "prefix=user"), ("prefix", "it has split")),
         (("--suite", "ruler", "--data", "nowhere"), ("nowhere", "squad.json")),
         (("--suite", "longbench", "--data", "nowhere"), ("nowhere",)),
+        (("--suite", "gsm8k"), ("test.jsonl", "openai/grade-school-math", "####")),
+        (("--suite", "aime24", "--data", "nowhere"), ("aime24.jsonl", "problem")),
         (("--shard", "2/2"), ("2/2",)),
     ],
 )
@@ -102,8 +116,10 @@ def test_bad_input_is_named(evaluate, arguments, words):
 def test_an_adapter_that_was_trained_again_is_another_run(evaluate, tmp_path, tiny):
     routers = tmp_path / "again"
     shutil.copytree(tiny[tiny.index("--routers") + 1], routers)
-    arguments = (*RULER, "--methods", f"fa_ssa={routers}")
+    arguments = (*RULER, "--methods", f"fa_ssa={routers}", "--json", "record.json")
     assert evaluate(*arguments)[0] == 0
+    plan = json.loads((tmp_path / "record.json").read_text())["config"]["plan"]
+    assert plan["methods"][0]["folder"] == f"{tmp_path.name}/again", "no whole path in a record"
     file = routers / "elastic_routers.safetensors"
     tensors = load_file(file)
     save_file({name: values * 2 for name, values in tensors.items()}, file, metadata={"format": "pt"})

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 
 import pytest
@@ -59,6 +60,9 @@ def test_one_life(tiny, tmp_path):
         )
         with urllib.request.urlopen(request, timeout=60) as response:
             assert json.load(response)["usage"]["completion_tokens"] == 3
+        foreign = urllib.request.Request(f"{address}/v1/models", headers={"host": "evil.example"})
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            urllib.request.urlopen(foreign, timeout=60)
         bench = [
             sys.executable,
             "-c",

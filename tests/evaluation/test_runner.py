@@ -211,10 +211,23 @@ def test_nothing_is_generated_behind_a_stop_text(subject, monkeypatch):
             assert alone.books["kv_bytes"] == per_token * (len(first.prompt_ids) + 2)
             dense = [reply.books["kv_bytes_dense"] for reply in replies]
         assert [reply.books["kv_bytes_dense"] for reply in replies] == dense, "methods count the same columns"
-    kept = dataclasses.replace(first, stop=(said[0],), min_new_tokens=3)
+    opening = str(endless[0].answer.token_ids[0])
     with open_reader(METHODS[0], model, routers=routers) as reader:
-        (reply,) = ask_samples(reader, TOKENIZER, [kept])
-    assert reply.answer == endless[0].answer, "no stop text counts within the fewest tokens"
+        (silent,) = ask_samples(reader, TOKENIZER, [dataclasses.replace(first, stop=(opening,))])
+        (reply,) = ask_samples(reader, TOKENIZER, [dataclasses.replace(first, stop=(opening,), min_new_tokens=1)])
+    assert silent.answer.text == "" and len(silent.answer.token_ids) == 1 and not silent.is_cut
+    assert reply.answer.text and str(reply.answer.token_ids[0]) != opening, "an answer begins with no stop text"
+
+
+def test_samples_past_the_limit_of_the_model_are_named(subject, tmp_path):
+    plan = dataclasses.replace(PLAN, tasks=("plain",), lengths=(120,), methods=METHODS[:1])
+    (shortest, *others) = sorted(
+        len(s.prompt_ids) for s in WordSuite().build("plain", range(5), length=120, seed=1, tokenizer=None)
+    )
+    lines = run(subject, tmp_path, plan=plan, context=shortest + 6)
+    assert sum(not line.skipped for line in lines) == 1 + others.count(shortest)
+    assert f"the model takes {shortest + 6}; ask for a smaller length" in next(x.skipped for x in lines if x.skipped)
+    assert summarize_run(plan, WordSuite(), lines)["counts"]["skipped"] == 4 - others.count(shortest)
 
 
 def test_half_a_batch_is_asked_again_and_stands_once(subject, whole, tmp_path):
@@ -286,12 +299,13 @@ def test_routes_are_those_of_the_method_for_one_batch(subject):
         ("routed/full", "routed-full", "full"),
         ("random@0.7", "random@0.700", "sparse"),
         ("static=/a/b.c/full", "static-full", "full"),
+        ("static=/my runs/b", "static", "sparse"),
     ],
 )
 def test_words_for_methods(text, label, decode):
     method = parse_method(text)
     assert (method.label, method.decode) == (label, decode)
-    assert method.folder == ("/a/b.c" if "=" in text else None)
+    assert method.folder == (text.partition("=")[2].removesuffix("/full") or None)
 
 
 @pytest.mark.parametrize("text", ["", "routed@2", "routed@1.2.3", "routed/half", "a b", "static="])

@@ -19,7 +19,8 @@ if not torch.cuda.is_available():
 
 from torch import Tensor
 
-from elastic_attention.config import RouterConfig, StreamingConfig, XAttentionConfig
+from elastic_attention.attention import blended_attention
+from elastic_attention.config import RouterConfig, StreamingConfig, TriangleConfig, XAttentionConfig
 from elastic_attention.kernels.block_lists import BlockLists, count_rows, find_first_blocks, pack_mask
 from elastic_attention.kernels.hopper import HEAD_DIMS, attend_hopper, explain_machine
 from elastic_attention.kernels.spans import Spans
@@ -106,6 +107,15 @@ def blended() -> None:
         blend_triton(q, k, v, route, NARROW, 0.1, spans=spans).float().square().sum().backward()
 
 
+def listed() -> None:
+    for pattern in (XAttentionConfig(), TriangleConfig(num_sink_tokens=64, local_window=128, block_size=64)):
+        for batch, num_queries, num_keys, spans in ((1, 150, 250, None), (3, 150, 250, PADDED)):
+            q, k, v = (draw(batch, n, h).requires_grad_() for n, h in ((num_queries, 4), (num_keys, 2), (num_keys, 2)))
+            route = torch.rand(batch, 2, device=DEVICE, requires_grad=True)
+            out = blended_attention(q, k, v, route, pattern=pattern, spans=spans, backend="triton")
+            out.float().square().sum().backward()
+
+
 def decode() -> None:
     for width, dtype in ((128, HALF), (64, torch.float16), (80, torch.float32)):
         pages = [torch.randn(24, 64, width, device=DEVICE, dtype=dtype) for _ in range(2)]
@@ -130,7 +140,7 @@ def router() -> None:
     route_fused(keys, counts, RouterWeights.from_state(state))
 
 
-KERNELS = (hopper, prefill, blended, decode, xattention, router)
+KERNELS = (hopper, prefill, blended, listed, decode, xattention, router)
 
 if __name__ == "__main__":
     for run in KERNELS:

@@ -5,9 +5,9 @@ import logging
 import pytest
 import torch
 
-from elastic_attention.attention import hybrid_attention
+from elastic_attention.attention import blended_attention, hybrid_attention
 from elastic_attention.attention.short import LONGEST, attend_short, is_short
-from elastic_attention.config import StreamingConfig, TriangleConfig
+from elastic_attention.config import StreamingConfig, TriangleConfig, XAttentionConfig
 from elastic_attention.errors import BackendUnavailable
 from elastic_attention.kernels import backends
 
@@ -88,6 +88,16 @@ def test_short_inputs_get_the_same_result():
     routes = torch.tensor([[True, False], [False, True]])
     wanted = hybrid_attention(q, k, v, routes, pattern=PATTERN, scale=0.3, backend="reference")
     torch.testing.assert_close(attend_short(q, k, v, 0.3), wanted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("block", "chosen"), [(64, "triton"), (128, "hopper")])
+def test_training_looks_at_the_lists_of_full_heads(monkeypatch, block, chosen):
+    taken = []
+    monkeypatch.setattr("elastic_attention.attention.plan.choose_backend", lambda *_, **__: "hopper")
+    monkeypatch.setattr("elastic_attention.attention.blended._blend_paths", lambda *args: taken.append(args[-1]))
+    q = torch.zeros(1, 2, 40, 64, dtype=torch.bfloat16)
+    blended_attention(q, q, q, torch.zeros(1, 2), pattern=PATTERN, full_pattern=XAttentionConfig(block_size=block))
+    assert taken == [chosen]
 
 
 def test_the_log_says_what_short_inputs_run_on(monkeypatch, caplog):

@@ -17,3 +17,10 @@ def oracle():
 def out(tmp_path):
     """Where a converted adapter goes."""
     return tmp_path / "adapter"
+
+
+@pytest.fixture
+def folder(handle, tmp_path):
+    """The adapter of `handle`, in a folder."""
+    handle.save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"

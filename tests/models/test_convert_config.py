@@ -74,12 +74,6 @@ def test_head_dim_may_follow_from_the_hidden_size(tmp_path, out):
         (dict(architectures=[]), r"architectures=\[\]"),
         (dict(architectures=[[]]), r"architectures=\[\[\]\]"),
         (dict(architectures={"a": 1}), "architectures="),
-        (
-            dict(architectures=["infllmv2_Qwen3ForCausalLM"], model_type="infllmv2_qwen3"),
-            "InfLLM-V2 checkpoint: a base model plus a pattern.*not supported yet",
-        ),
-        (dict(architectures=["Qwen3ForCausalLM"], moba_topk=8), "MoBA checkpoint.*not supported yet"),
-        (dict(architectures=["Qwen3ForCausalLM"], attn_implementation="moba"), "MoBA checkpoint"),
     ],
 )
 def test_what_is_unknown_is_refused_by_name(tmp_path, out, changes, message):

@@ -68,6 +68,14 @@ def test_a_client_that_stops_waiting_stops_its_answer(server):
     assert len(json.load(post(address))["choices"]) == 1
 
 
+def test_a_giant_body_gets_its_reply_on_a_socket_too(server):
+    address, engine = server
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        post(address, prompt="a" * (20 << 20))
+    assert refused.value.code == 413
+    assert len(json.load(post(address))["choices"]) == 1
+
+
 def test_more_clients_than_the_limit_are_turned_away(server):
     address, engine = server
     streams = [post(address, stream=True, max_tokens=64) for _ in range(3)]

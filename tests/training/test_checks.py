@@ -7,7 +7,15 @@ import pytest
 import torch
 from tiny_runs import make_recipe, parts
 
-from elastic_attention import CheckpointError, DataError, RecipeError, StreamingConfig, UnsupportedModel
+from elastic_attention import (
+    CheckpointError,
+    DataError,
+    RecipeError,
+    StreamingConfig,
+    UnsupportedModel,
+    find_handle,
+)
+from elastic_attention.training.engine import Engine
 from elastic_attention.training.trainer import train
 
 
@@ -81,3 +89,23 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     train(make_recipe(tmp_path, steps=1), tmp_path / "run", **parts())
     with pytest.raises(CheckpointError, match="is of another model"):
         train(make_recipe(tmp_path, steps=1), tmp_path / "run", **parts("qwen2"))
+
+
+def test_a_pack_without_room_is_named(tmp_path, monkeypatch):
+    def refuse(self, batch):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+
+    monkeypatch.setattr(Engine, "accumulate", refuse)
+    with pytest.raises(RecipeError, match=r"Step 1: cpu has no room for a pack of \d+ tokens. Set recompute_layers"):
+        train(make_recipe(tmp_path), tmp_path / "run", **parts())
+
+
+def test_a_model_that_cannot_do_what_the_recipe_asks_is_given_back(tmp_path, monkeypatch):
+    def refuse(model, *_, **__):
+        raise UnsupportedModel("cannot run its layers again")
+
+    monkeypatch.setattr("elastic_attention.training.engine.recompute_layers", refuse)
+    given = parts()
+    with pytest.raises(UnsupportedModel, match="layers again"):
+        train(make_recipe(tmp_path, recompute_layers=True), tmp_path / "run", **given)
+    assert find_handle(given["model"]) is None and all(p.requires_grad for p in given["model"].parameters())

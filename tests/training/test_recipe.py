@@ -40,6 +40,8 @@ def test_patterns_of_a_recipe(tmp_path):
         (GOOD + '[temperature]\nschedule = "linear"\n', "schedule='linear'.*exponential"),
         (GOOD + "[temperature]\nrate = -1.0\n", "temperature.rate=-1.0"),
         (GOOD + "[temperature]\nfinal_p = nan\n", "final_p=nan"),
+        (GOOD + "[temperature]\nrate = inf\n", "rate=inf"),
+        (GOOD + "[temperature]\nstart = inf\n", "start=inf"),
         (GOOD.replace("steps = 3", 'steps = "3"'), "steps"),
         (GOOD.replace("steps = 3\n", ""), "steps"),
         (GOOD.replace("0.8", "1.8"), "1.8"),

@@ -4,6 +4,7 @@ import dataclasses
 import multiprocessing
 import os
 import signal
+import subprocess
 import time
 
 import pytest
@@ -15,7 +16,7 @@ from elastic_attention.training.engine import Engine
 from elastic_attention.training.trainer import train
 
 
-@pytest.mark.parametrize(("number", "workers"), [(signal.SIGINT, 1), (signal.SIGTERM, 0)])
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGINT, 1), (signal.SIGTERM, 0), (signal.SIGTERM, 1)])
 def test_a_signal_ends_the_run_after_its_step(tmp_path, monkeypatch, whole, number, workers):
     folder, recipe = whole
     data = dataclasses.replace(recipe.data, workers=workers)
@@ -26,7 +27,7 @@ def test_a_signal_ends_the_run_after_its_step(tmp_path, monkeypatch, whole, numb
         accumulate(self, batch)
         if self.step == 1 and not calls:
             for process in multiprocessing.active_children():  # a terminal tells all of them
-                os.kill(process.pid, number)
+                subprocess.run(["kill", f"-{int(number)}", str(process.pid)], check=True)
             calls.append(os.kill(os.getpid(), number))
 
     calls = []
@@ -72,3 +73,17 @@ def test_a_file_stops_a_run_and_its_routers_can_be_used(tmp_path):
         assert torch.equal(tensor, trained[name].bfloat16().float())
     found = train(make_recipe(tmp_path), tmp_path / "run", **parts())
     assert found["is_finished"] and not (tmp_path / "run" / "adapter-so-far").exists()
+
+
+def test_the_time_counts_from_the_call(tmp_path, monkeypatch):
+    """Loading and tokenising are part of it, as a batch system counts."""
+    from elastic_attention.training import trainer
+
+    def slow(*arguments, **options):
+        clock.append(1000.0)
+        return read(*arguments, **options)
+
+    read, clock = trainer.read_heldout, []
+    monkeypatch.setattr(trainer, "read_heldout", slow)
+    monkeypatch.setattr(trainer.time, "monotonic", lambda: sum(clock))
+    assert train(make_recipe(tmp_path), tmp_path / "run", max_seconds=900, **parts())["steps"] == 1

@@ -187,15 +187,39 @@ def test_text_of_an_evaluation_stays_text(attack):
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
+PROBE = """<script>
+document.body.dataset.width = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+document.body.dataset.screen = innerWidth < 510;
+const heading = [...document.querySelectorAll("th button")].find(button => button.textContent === "Score");
+const read = () => [...heading.closest("table").tBodies[0].rows].map(row => row.cells[0].textContent.trim()).join(" ");
+document.body.dataset.before = read();
+heading.click();
+document.body.dataset.once = read();
+heading.click();
+document.body.dataset.twice = read();
+</script></body>"""
+
+
 @pytest.mark.skipif(BROWSER is None, reason="no browser here")
-def test_a_browser_draws_the_chosen_sample(tmp_path):
-    """The scripts run under the page's own policy, on a screen as narrow as a phone's."""
+def test_a_browser_draws_the_page_on_a_phone(tmp_path):
+    """The scripts run under the page's own policy; nothing sticks out of the screen, tables sort, routes are drawn."""
     path = tmp_path / "page.html"
-    path.write_text(render_report(make_eval()), encoding="utf-8")
+    html = render_report(
+        [make_eval(), make_eval(rows=[make_row("a_very_long_name_of_a_method" * 3, 0.5, 0.5)])], training=STEPS
+    )
+    path.write_text(html.replace("</body>", PROBE), encoding="utf-8")
     done = subprocess.run(
         [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
          "--window-size=390,844", "--dump-dom", path.as_uri()],
-        capture_output=True, text=True, timeout=60, check=True,
+        capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
     drawn = re.search(r'aria-label="Routes of the chosen sample"[^>]*>(.*?)</svg>', done.stdout, re.DOTALL)[1]
     assert re.findall(r'class="(\w+)"', drawn) == ["full", "sparse", "unrouted", "unrouted", "sparse", "full"]
+    found = dict(re.findall(r'data-(\w+)="([^"]*)"', re.search(r"<body[^>]*>", done.stdout)[0]))
+    assert found == {
+        "width": "0",
+        "screen": "true",
+        "before": "dense routed random@0.600",
+        "once": "random@0.600 routed dense",
+        "twice": "dense routed random@0.600",
+    }

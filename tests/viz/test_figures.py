@@ -101,6 +101,14 @@ def test_frontier_marks_each_method_once_and_ends_of_intervals(quality: dict[str
     assert [round(float(y), 3) for _, y in ends[0]] == [0.77, 0.81]
 
 
+def test_frontier_shows_every_method_of_an_evaluation(quality: dict[str, Any]) -> None:
+    rows = [*quality["metrics"]["rows"], *(quality["metrics"]["rows"][0] | {"method": m} for m in ("moba", "fa_xa"))]
+    handles, labels = draw_frontier(rows).axes[0].get_legend_handles_labels()
+    assert labels[-2:] == ["moba", "fa xa"]
+    marks = [handle.lines[0].get_marker() for handle in handles]
+    assert len(set(marks)) == len(marks) - 1, "full and sparse decoding of one method share a mark"
+
+
 def test_frontier_without_points_is_refused(demo: dict[str, Any]) -> None:
     with pytest.raises(ElasticAttentionError, match="quality record"):
         save_frontier(demo, "never.png")

@@ -17,6 +17,7 @@ from elastic_attention.viz.speed_tables import (
     render_model_prefill,
     render_model_prefill_short,
     render_route_agreement,
+    render_vllm_engine,
 )
 
 
@@ -157,6 +158,15 @@ def test_what_is_absent_is_listed(model):
         "| prefill | elastic | tokens 262144, msr 0.7 | no time |",
     ]
     assert render_absent({"metrics": {"missing": [], "skipped": []}}) == "Nothing."
+
+
+def test_table_of_vllm():
+    stock = {"way": "stock", "tokens": 131072, "requests": 4, "ttft_seconds": 40.0, "decoded_per_second": 200.0}
+    elastic = {"way": "elastic", "tokens": 131072, "requests": 4, "ttft_seconds": 20.0, "decoded_per_second": 400.0}
+    elastic |= {"ttft_speedup": 2.0, "decode_speedup": 2.0}
+    table = render_vllm_engine({"metrics": {"rows": [elastic, stock]}})
+    assert table.splitlines()[2] == "| 131,072 × 4 | 40.0 s | 20.0 s | 2.00 | 200.0 | 400.0 | 2.00 |"
+    assert "–" in render_vllm_engine({"metrics": {"rows": [stock]}})
 
 
 def test_table_of_routes():

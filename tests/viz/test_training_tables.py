@@ -10,15 +10,21 @@ def test_throughput_of_each_cell():
     row |= {"share_of_peak": 0.451, "share_of_matmul": 0.56, "share_of_peak_with_recomputation": 0.6}
     reference = row | {"way": "reference", "memory": "layers", "gpus": 2, "load": "single"}
     table = render_training(make_record("training_throughput", {"rows": [reference, row]})).splitlines()
-    assert table[2].startswith(
-        "| ours; runs again: layers but for attention | samples of ⅛ to 1 × 64K | 1 | 1 | 7,000 |"
-    )
+    assert table[2].startswith("| ours, unfused | samples of ⅛ to 1 × 64K | all but attention | 1 | 1 | 7,000 |")
     assert "90.0 GiB | 45% | 56% | 60% | –" in table[2]
-    assert table[3].startswith("| two attentions, keys repeated; runs again: layers | one sample × 64K | 2 |")
+    assert table[3].startswith("| two attentions, keys repeated | one sample × 64K | all | 2 |")
 
 
 def test_hours_beside_the_paper():
-    hours = CELL | {"is_compiled": True, "packs_per_step": 24, "gpu_hours": 20.04, "paper_gpu_hours": 96.0}
-    hours |= {"hours_on_8_gpus_at_this_rate": 2.505}
-    table = render_training_hours(make_record("training_throughput", {"hours": [hours]})).splitlines()
-    assert "fused by torch.compile" in table[2] and table[2].endswith("| 24 | 20.0 | 2.5 | 96 |")
+    hours = CELL | {
+        "is_compiled": True,
+        "packs_per_step": 24,
+        "gpu_hours": 20.04,
+        "hours_on_8_gpus_at_this_rate": 2.505,
+    }
+    more = hours | {"packs_per_step": 48, "gpu_hours": 40.08, "hours_on_8_gpus_at_this_rate": 5.01}
+    paper = {"gpu": "A800", "gpus": 8, "hours": 12.0}
+    record = make_record("training_throughput", {"hours": [hours, more], "paper": paper})
+    table = render_training_hours(record).splitlines()
+    assert table[2] == "| ours | all but attention | 1 | 1 | 20.0 | 2.5 | 40.1 | 5.0 |"
+    assert table[3].startswith("| the paper, A800 |") and "| 96.0 | 12.0 |" in table[3]

@@ -53,7 +53,7 @@ def blended_attention(
         if spans is not None:
             raise ValueError("spans say already where the sequences lie; leave out left_padding.")
         spans = pad_spans(left_padding, q, k)
-    chosen = choose_for(backend, q, k, v, pattern, is_training=True)
+    chosen = choose_for(backend, q, k, v, pattern, full_pattern, is_training=True)
     if not isinstance(pattern, StreamingConfig) or full_pattern != "full":
         return _blend_paths(q, k, v, route, (full_pattern, pattern), factor, spans, prompt_lengths, chosen)
     if is_fused(chosen):

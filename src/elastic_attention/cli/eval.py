@@ -30,7 +30,9 @@ MAX_REASONS = 5
 def evaluate(
     model: Model = "smollm2",
     routers: Routers = None,
-    suite: Annotated[str, typer.Option(help="mixture (the project's own kinds), ruler, longbench, …")] = "mixture",
+    suite: Annotated[
+        str, typer.Option(help="mixture (the project's own kinds), ruler, longbench, gsm8k, …")
+    ] = "mixture",
     tasks: Annotated[
         list[str] | None, typer.Option(help="Tasks of the suite, with commas or repeated. Default: all of them.")
     ] = None,

@@ -138,7 +138,7 @@ class StopTexts:
 
 
 def list_unsaid_first(tokenizer: Any, sample: SuiteSample) -> list[int]:
-    """Tokens that no answer begins with: its stop texts, where it must have a token before them (as LongBench has it)."""
+    """Tokens that no answer begins with: stop texts, where a token must stand before them (as in LongBench)."""
     if not sample.min_new_tokens:
         return []
     return [tokenizer(mark, add_special_tokens=False)["input_ids"][-1] for mark in sample.stop]

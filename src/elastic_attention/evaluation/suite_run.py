@@ -168,8 +168,8 @@ def evaluate_suite(
     metrics = summarize_run(plan, suite, lines) | {"has_chat_template": has_chat_template(base.tokenizer)}
     return build_record(
         "eval",
-        config={"plan": plan, "routing": routed, "adapters": adapters},
-        model=base.describe(),
+        config=shorten_folders({"plan": plan.describe(), "routing": routed, "adapters": adapters}),
+        model=_name_model(base),
         data={"suite": suite.name, **suite.describe()},
         device=describe_device(base.device),
         seed=plan.seed,
@@ -178,6 +178,26 @@ def evaluate_suite(
         seconds=sum(line.seconds for line in lines),
         bytes=measure_peak_bytes(base.device),
     )
+
+
+def _name_model(base: Base) -> dict[str, Any]:
+    """The model for a record; of a folder its last part."""
+    facts = base.describe()
+    return facts | {"name": Path(base.name).resolve().name} if Path(base.name).is_dir() else facts
+
+
+def shorten_folders(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings for a record, which says nothing of this computer: of a folder its name and its parent's."""
+
+    def shorten(folder: str | None) -> str | None:
+        return None if folder is None else "/".join(part for part in Path(folder).parts[-2:] if part != "/")
+
+    plan, routing = config["plan"], config["routing"]
+    methods = [method | {"folder": shorten(method["folder"])} for method in plan["methods"]]
+    return config | {
+        "plan": plan | {"methods": methods},
+        "routing": routing | {"routers": shorten(routing["routers"])},
+    }
 
 
 @contextlib.contextmanager

@@ -13,15 +13,14 @@ import torch
 
 from ..config import BaseModel, ElasticConfig, to_dict
 from ..errors import AdapterError
-from ..patterns import ComparedPattern
 from ..router import RouterStack
 from .checkpoint import locate_folder, save_adapter, save_static_routes
 from .families import name_publicly
-from .released_config import ReleasedConfig, read_released_config, read_shape
-from .released_patterns import PATTERNS, read_released_pattern, strip_infllm
+from .released_config import ReleasedConfig, read_released_config
+from .released_patterns import PATTERNS, convert_pattern, read_released_pattern
 from .released_routers import has_routers, read_routers, refuse_unknown_tensors
 from .static_masks import TABLE_FILE, StaticMask, read_gates, read_table
-from .tensor_folder import TensorFolder, read_json
+from .tensor_folder import TensorFolder
 
 _PATTERNS = ("config.json", "*.safetensors", "*.safetensors.index.json", TABLE_FILE)
 _PROJECTION = re.compile(r"model\.layers\.\d+\.self_attn\.[qkv]_proj\.(weight|bias)")
@@ -65,7 +64,11 @@ def convert_checkpoint(
         if not (path / TABLE_FILE).is_file():
             facts = {"source": name_publicly(str(source))}
             if (found := read_released_pattern(path / "config.json", pattern)) is not None:
-                return _write_pattern(path, found, destination, base, msr, facts)
+                if msr is not None or base is not None:
+                    raise AdapterError(
+                        f"{path}: its pattern was trained into all of its heads; leave out msr and base."
+                    )
+                return convert_pattern(path, found, destination, facts)
             return _convert_folder(path, destination, base, msr, facts)
         path = path / TABLE_FILE
     if pattern is not None:
@@ -162,42 +165,6 @@ def _write_mask(mask: StaticMask, destination: str | Path, msr: float | None, mo
     if facts["sparse_pattern"] is None:
         facts["notes"].append("The file does not say what sparse heads read; use the pattern it was made for.")
     save_static_routes(destination, head_is_sparse, {"scores": mask.scores}, facts)
-    return facts
-
-
-def _write_pattern(
-    folder: Path,
-    pattern: ComparedPattern,
-    destination: str | Path,
-    base: str | Path | None,
-    msr: float | None,
-    facts: dict[str, Any],
-) -> dict[str, Any]:
-    if msr is not None or base is not None:
-        raise AdapterError(f"All heads of {folder} read {pattern}, which was trained into it; leave out msr and base.")
-    tensors = TensorFolder(folder)
-    refuse_unknown_tensors(tensors)
-    if has_routers(tensors):
-        raise AdapterError(f"{folder} holds routers, so it is no checkpoint of the pattern {pattern.kind!r} alone.")
-    model_type = str(read_json(folder / "config.json").get("model_type"))
-    shape = read_shape(folder / "config.json", strip_infllm(model_type) or model_type)
-    head_is_sparse = torch.ones(shape.num_layers, shape.num_kv_heads, dtype=torch.bool)
-    facts = {
-        "kind": pattern.kind,
-        "granularity": "head",
-        "layers": shape.num_layers,
-        "base_model": to_dict(shape),
-        "sparse_pattern": to_dict(pattern),
-        "full_pattern": "full",
-        "msr": 1.0,
-        "projections": None,
-        "notes": [
-            "All heads read the pattern; it was trained into the model: load the backbone from this checkpoint.",
-            "It runs in plain PyTorch, for quality and not for speed; decoding reads every key.",
-        ],
-        **facts,
-    }
-    save_static_routes(destination, head_is_sparse, {}, facts)
     return facts
 
 

@@ -32,9 +32,9 @@ def load_model(name: str, *, dtype: str = "bfloat16", device: str | None = None)
 
 
 def find_stock_config(path: str) -> Any | None:
-    """The stock configuration of a folder with an InfLLM-V2 checkpoint, whose own model type transformers does not know.
+    """The stock configuration of an InfLLM-V2 folder, whose own model type transformers does not know; else None.
 
-    None for everything else. What its heads read is an adapter of its own: `elastic-attn convert`.
+    What its heads read is an adapter of its own: `elastic-attn convert`.
     """
     from transformers import AutoConfig
 

@@ -1,17 +1,22 @@
 """Released checkpoints without routers: a base model that was trained with one pattern on all heads, MoBA or InfLLM-V2.
 
 Such a checkpoint is a stock model under stock names. What is added to it is what its heads read: as an adapter with one
-mask for all inputs, every head sparse. MoBA leaves no trace in a checkpoint; InfLLM-V2 leaves its sizes and a model type
-of its own.
+mask for all inputs, every head sparse. MoBA leaves no trace in a checkpoint; InfLLM-V2 leaves its sizes and a model
+type of its own.
 """
 
 from pathlib import Path
 from typing import Any
 
-from ..config import from_dict
+import torch
+
+from ..config import from_dict, to_dict
 from ..errors import AdapterError
 from ..patterns import ComparedPattern, InfllmConfig, MobaConfig
-from .tensor_folder import read_json
+from .checkpoint import save_static_routes
+from .released_config import read_shape
+from .released_routers import has_routers, refuse_unknown_tensors
+from .tensor_folder import TensorFolder, read_json
 
 PATTERNS: dict[str, type[MobaConfig] | type[InfllmConfig]] = {"moba": MobaConfig, "infllm": InfllmConfig}
 _INFLLM_TYPE = "infllmv2_"
@@ -61,6 +66,40 @@ def read_released_pattern(path: Path, wanted: str | None = None) -> ComparedPatt
     if isinstance(sizes.get("dense_tokens"), int):
         sizes["dense_tokens"] -= 1  # the released code is dense below dense_len, ours up to dense_tokens
     return _build(path, InfllmConfig, sizes)
+
+
+def convert_pattern(
+    folder: Path, pattern: ComparedPattern, destination: str | Path, facts: dict[str, Any]
+) -> dict[str, Any]:
+    """Write the adapter of a checkpoint whose heads all read `pattern`; what it returns is as in `convert_checkpoint`.
+
+    Raises:
+        AdapterError: the checkpoint holds routers or unknown tensors; nothing was written.
+    """
+    tensors, config = TensorFolder(folder), folder / "config.json"
+    refuse_unknown_tensors(tensors)
+    if has_routers(tensors):
+        raise AdapterError(f"{folder} holds routers, so it is no checkpoint of the pattern {pattern.kind!r} alone.")
+    model_type = str(read_json(config).get("model_type"))
+    shape = read_shape(config, strip_infllm(model_type) or model_type)
+    facts = {
+        "kind": pattern.kind,
+        "granularity": "head",
+        "layers": shape.num_layers,
+        "base_model": to_dict(shape),
+        "sparse_pattern": to_dict(pattern),
+        "full_pattern": "full",
+        "msr": 1.0,
+        "projections": None,
+        "notes": [
+            "All heads read the pattern; it was trained into the model: load the backbone from this checkpoint.",
+            "It runs in plain PyTorch, for quality and not for speed; decoding reads every key.",
+        ],
+        **facts,
+    }
+    head_is_sparse = torch.ones(shape.num_layers, shape.num_kv_heads, dtype=torch.bool)
+    save_static_routes(destination, head_is_sparse, {}, facts)
+    return facts
 
 
 def parse_pattern(value: Any) -> ComparedPattern | None:

@@ -215,5 +215,7 @@ class RouteBooks:
         slots = {name: self.requests[name].slot for name in self._decided if name in self.requests}
         seated = {name: slot for name, slot in slots.items() if slot is not None}
         self._decided = []
+        if not seated:
+            return [], torch.zeros(0, dtype=torch.int32)
         chosen = stage(torch.tensor(list(seated.values()), dtype=torch.int64), self.device)
         return list(seated), self.routes[chosen].sum((1, 2), dtype=torch.int32)

@@ -20,14 +20,16 @@ def make_copying(draw: Draw, kind: str, category: str) -> Sample:
     passage = draw.prose(draw.room(question, "extraordinary " * CUE_WORDS, is_chat=False))
     middle = passage.middle()
     words = " ".join("".join(passage.units[i] for i in middle).split()).split(" ")
-    num_words = CUE_WORDS + ANSWER_WORDS
-    start = draw.rng.randrange(max(1, len(words) - num_words))
+    # The middle of a short prompt may be one short sentence; some of it has to be left to say.
+    num_cue = min(CUE_WORDS, max(1, len(words) - ANSWER_WORDS))
+    start = draw.rng.randrange(max(1, len(words) - num_cue - ANSWER_WORDS))
+    end = start + num_cue
     return Sample(
         kind=kind,
         category=category,
         context=passage.text,
         question=question,
-        answer=" " + " ".join(words[start + CUE_WORDS : start + num_words]),
-        answer_prefix=" ".join(words[start : start + CUE_WORDS]),
+        answer=" " + " ".join(words[end : end + ANSWER_WORDS]),
+        answer_prefix=" ".join(words[start:end]),
         is_chat=False,
     )

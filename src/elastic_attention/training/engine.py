@@ -77,10 +77,14 @@ class Engine:
         self.optimizers = build_optimizers(recipe, *parameters)
         self._output: tuple[Tensor, float] | None = None
         self.skipped = self._skipped_in_a_row = 0
-        if recipe.recompute_layers:
-            recompute_layers(model, True, keeps_attention=recipe.keep_attention)
-        if recipe.fuse_layers:
-            fuse_layers(model, True)
+        try:
+            if recipe.recompute_layers:
+                recompute_layers(model, True, keeps_attention=recipe.keep_attention)
+            if recipe.fuse_layers:
+                fuse_layers(model, True)
+        except BaseException:  # nobody can close what was never there
+            self._give_back()
+            raise
 
     @property
     def device(self) -> torch.device:
@@ -261,11 +265,14 @@ class Engine:
 
     def close(self) -> None:
         """Give the model back as it was."""
-        self.handle.detach()
         if self.recipe.recompute_layers:
             recompute_layers(self.model, False)
         if self.recipe.fuse_layers:
             fuse_layers(self.model, False)
+        self._give_back()
+
+    def _give_back(self) -> None:
+        self.handle.detach()
         self.model.train(self._was_training)
         for parameter in self._learnt:
             parameter.requires_grad_(True)

@@ -1,6 +1,7 @@
 """A training run as one strict TOML file."""
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -132,11 +133,11 @@ class TemperatureConfig:
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
             raise ValueError(f"temperature.schedule={self.schedule!r} is unknown; use one of {list(SCHEDULES)}.")
-        if not (self.start > 0 and self.end > 0 and 0.0 <= self.ratio <= 1.0):
+        if not (0 < self.start < math.inf and 0 < self.end < math.inf and 0.0 <= self.ratio <= 1.0):
             raise ValueError(
                 f"temperature.start={self.start} and end={self.end} must be above 0, ratio={self.ratio} in [0, 1]."
             )
-        if not (self.rate >= 0 and self.final_p >= 0):
+        if not (0 <= self.rate < math.inf and 0 <= self.final_p < math.inf):
             raise ValueError(f"temperature.rate={self.rate} and final_p={self.final_p} must be at least 0.")
 
 

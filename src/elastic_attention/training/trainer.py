@@ -11,8 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..config import to_dict
-from ..errors import CheckpointError, TrainingDiverged
+from ..errors import CheckpointError, RecipeError, TrainingDiverged
 from .checkpoints import load_checkpoint, save_checkpoint
 from .checks import announce_samples, check_fit, check_output, open_model
 from .data.batch import PackedBatch
@@ -48,7 +50,8 @@ def train(
         output: folder for `log.jsonl`, checkpoints, TensorBoard files and, at the end, `adapter/`; a run that is
             stopped leaves `adapter-so-far/`.
         device: "cpu", "cuda", …; None = the GPU if there is one.
-        max_seconds: stop early after a checkpoint; call again to go on.
+        max_seconds: stop early after a checkpoint, so long after the call, loading and tokenising included; one step
+            is taken all the same. Call again to go on.
         model, tokenizer: use these instead of loading `recipe.model`.
         build_engine: (recipe, model) -> what computes; all ranks of a sharded one call `train` alike.
 
@@ -60,12 +63,14 @@ def train(
     Raises:
         RecipeError, DataError, CheckpointError, UnsupportedModel, TrainingDiverged: what is wrong and what to do.
     """
+    began = time.monotonic()
     check_output(Path(output))
     if model is None:
         model, tokenizer = open_model(recipe, device)
     engine = build_engine(recipe, model)
     try:
-        return _Run(recipe, Path(output), engine, tokenizer).execute(max_seconds)
+        run = _Run(recipe, Path(output), engine, tokenizer)
+        return run.execute(None if max_seconds is None else max_seconds - (time.monotonic() - began))
     finally:
         engine.close()
 
@@ -130,7 +135,13 @@ class _Run:
     def _step(self, step: int, packs: list[PackedBatch]) -> dict[str, Any]:
         self.engine.start_step(step)
         for pack in packs:
-            self.engine.accumulate(pack.to(self.engine.device))
+            try:
+                self.engine.accumulate(pack.to(self.engine.device))
+            except torch.OutOfMemoryError as error:
+                raise RecipeError(
+                    f"Step {step + 1}: {self.engine.device} has no room for a pack of {len(pack.input_ids):,} tokens. "
+                    "Set recompute_layers = true, lower data.packs.tokens, or use more devices."
+                ) from error
         return self.engine.finish_step()
 
     def _finish(self, done: int, tokens: int, seconds: float) -> dict[str, Any]:

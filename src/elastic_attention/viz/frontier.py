@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Row = Mapping[str, Any]
+Style = tuple[str, str, str]
+"""Name, colour and mark."""
 
 METHODS = {
     "routed": ("routed", PALETTE[0], "o"),
@@ -21,6 +23,7 @@ METHODS = {
     "all_sparse": ("all sparse", PALETTE[6], "X"),
     "dense": ("dense", PALETTE[3], "D"),
 }
+OTHER_MARKS = "vP*<>hpd"
 SPARSITIES = {"msr": "model sparsity ratio (MSR)", "esr_prefill": "effective sparsity ratio of prefill (ESR)"}
 
 
@@ -28,8 +31,8 @@ def save_frontier(record: Mapping[str, Any], path: str | os.PathLike[str]) -> No
     """Draw the frontier of a quality record into `path` (.png or .svg).
 
     Args:
-        record: `metrics.rows` hold `method` (routed, static, random, dense, all_sparse), `decode` (sparse, full),
-            `target`, `msr`, `esr_prefill`, `score`, `score_low`, `score_high` (95% interval).
+        record: `metrics.rows` hold `method` (routed, static, random, dense, all_sparse, any other), `decode` (sparse,
+            full), `target`, `msr`, `esr_prefill`, `score`, `score_low`, `score_high` (95% interval).
         path: the figure.
 
     Raises:
@@ -49,7 +52,8 @@ def draw_frontier(rows: Sequence[Row]) -> "Figure":
         ElasticAttentionError: no row has a known method and a score.
         BackendUnavailable: matplotlib is not installed.
     """
-    known = [row for row in rows if row.get("method") in METHODS and to_number(row.get("score")) is not None]
+    known = [row for row in rows if row.get("method") and to_number(row.get("score")) is not None]
+    styles = _choose_styles([str(row["method"]) for row in known])
     if not known:
         raise ElasticAttentionError(
             "The record has no rows with 'method' and 'score'; pass a quality record (elastic-attn eval)."
@@ -60,10 +64,10 @@ def draw_frontier(rows: Sequence[Row]) -> "Figure":
         figure = Figure(figsize=(10, 4.9), layout="constrained")
         axes = figure.subplots(1, 2, sharey=True)
         for axis, (key, label) in zip(axes, SPARSITIES.items(), strict=True):
-            for method in METHODS:
+            for method, style in styles.items():
                 for decode in ("sparse", "full"):
                     chosen = [row for row in known if row["method"] == method and row.get("decode", "sparse") == decode]
-                    _draw_method(axis, key, method, decode, chosen)
+                    _draw_method(axis, key, method, style, decode, chosen)
             axis.set_xlabel(label)
             axis.set_xlim(-0.03, 1.03)
             axis.set_ylim(0, 1.02)
@@ -74,19 +78,28 @@ def draw_frontier(rows: Sequence[Row]) -> "Figure":
     return figure
 
 
-def _draw_method(axis: "Axes", key: str, method: str, decode: str, rows: Sequence[Row]) -> None:
+def _choose_styles(methods: Sequence[str]) -> dict[str, Style]:
+    """Name, colour and mark by method; those that every comparison has keep theirs."""
+    others = [method for method in dict.fromkeys(methods) if method not in METHODS]
+    return {method: style for method, style in METHODS.items() if method in methods} | {
+        method: (method.replace("_", " "), PALETTE[place % len(PALETTE)], OTHER_MARKS[place % len(OTHER_MARKS)])
+        for place, method in enumerate(others)
+    }
+
+
+def _draw_method(axis: "Axes", key: str, method: str, style: Style, decode: str, rows: Sequence[Row]) -> None:
     points = _sort_points(rows, key)
     if not points:
         return
     places, scores, below, above = (list(column) for column in zip(*points, strict=True))
-    name, colour, mark = METHODS[method]
+    name, colour, mark = style
     if method == "dense":
         # The dense score is the line that every other point is read against.
         axis.axhline(scores[0], color=QUIET, linestyle=":", linewidth=1.2)
     # A line joins what was trained or drawn for a target; other runs stand alone.
     aimed = _sort_points([row for row in rows if row.get("target") is not None], key)
-    style = "-" if decode == "sparse" else "--"
-    axis.plot([point[0] for point in aimed], [point[1] for point in aimed], color=colour, linestyle=style)
+    line = "-" if decode == "sparse" else "--"
+    axis.plot([point[0] for point in aimed], [point[1] for point in aimed], color=colour, linestyle=line)
     axis.errorbar(
         places,
         scores,

@@ -28,12 +28,12 @@ def render_recipes(record: Record) -> str:
         Column(key="pair", heading="Pair", format=format_text),
         Column(key="n", heading="n", format=format_count),
         Column(key="msr_all", heading="MSR", format=format_ratio),
-        Column(key="msr_sensitive", heading="sensitive", format=format_ratio),
-        Column(key="msr_robust", heading="robust", format=format_ratio),
+        Column(key="msr_sensitive", heading="MSR, sensitive", format=format_ratio),
+        Column(key="msr_robust", heading="MSR, robust", format=format_ratio),
         Column(key="esr_prefill", heading="ESR prefill", format=format_ratio),
         Column(key="all", heading="Of dense", format=format_text),
-        Column(key="sensitive", heading="sensitive", format=format_text),
-        Column(key="robust", heading="robust", format=format_text),
+        Column(key="sensitive", heading="Of dense, sensitive", format=format_text),
+        Column(key="robust", heading="Of dense, robust", format=format_text),
     )
     runs = {row["label"]: row for row in list_rows(record, "trainings")}
     rows = [

@@ -6,7 +6,16 @@ from typing import Any
 
 from .columns import Column
 from .markdown import render_markdown
-from .units import format_bytes, format_count, format_decimal, format_percent, format_ratio, format_text, list_rows
+from .units import (
+    format_bytes,
+    format_count,
+    format_decimal,
+    format_percent,
+    format_ratio,
+    format_seconds,
+    format_text,
+    list_rows,
+)
 
 Record = Mapping[str, Any]
 Row = dict[str, Any]
@@ -172,6 +181,27 @@ def render_route_agreement(record: Record) -> str:
         Column(key="smallest_margin", heading="Smallest margin", format=_format_thousandths),
     )
     return render_markdown(columns, list_rows(record))
+
+
+def render_vllm_engine(record: Record) -> str:
+    """vLLM with the plugin beside vLLM alone: time to the first token, and decoding."""
+    columns = (
+        Column(key="cell", heading="Tokens × requests", format=format_text),
+        Column(key="ttft stock", heading="TTFT, vLLM", format=format_seconds),
+        Column(key="ttft elastic", heading="TTFT, elastic", format=format_seconds),
+        Column(key="ttft_speedup", heading="×", format=format_ratio),
+        Column(key="rate stock", heading="Tokens / s, vLLM", format=_format_tenths),
+        Column(key="rate elastic", heading="Tokens / s, elastic", format=_format_tenths),
+        Column(key="decode_speedup", heading="×", format=format_ratio),
+    )
+    cells: dict[tuple[int, int], Row] = {}
+    for row in list_rows(record):
+        cell = cells.setdefault((row["tokens"], row["requests"]), {})
+        cell["cell"] = f"{format_count(row['tokens'])} × {row['requests']}"
+        cell |= {f"ttft {row['way']}": row["ttft_seconds"], f"rate {row['way']}": row["decoded_per_second"]}
+        if row["way"] == "elastic":
+            cell |= {key: row.get(key) for key in ("ttft_speedup", "decode_speedup")}
+    return render_markdown(columns, [cells[key] for key in sorted(cells)])
 
 
 def _pick_fullest(rows: Sequence[Row], keys: Sequence[str]) -> list[Row]:

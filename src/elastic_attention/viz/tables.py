@@ -32,6 +32,7 @@ from .speed_tables import (
     render_model_prefill,
     render_model_prefill_short,
     render_route_agreement,
+    render_vllm_engine,
 )
 from .training_tables import render_training, render_training_hours
 
@@ -66,6 +67,7 @@ TABLES = {
     "model_batches": TableSource(record="gpu_model.json", render=render_model_batches),
     "model_absent": TableSource(record="gpu_model.json", render=render_absent),
     "route_agreement": TableSource(record="route_agreement.json", render=render_route_agreement),
+    "vllm_engine": TableSource(record="vllm_engine.json", render=render_vllm_engine),
     "training": TableSource(record="training_throughput.json", render=render_training),
     "training_hours": TableSource(record="training_throughput.json", render=render_training_hours),
 }

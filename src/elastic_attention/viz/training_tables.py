@@ -10,15 +10,17 @@ from .units import format_bytes, format_count, format_decimal, format_percent, f
 Record = Mapping[str, Any]
 Row = dict[str, Any]
 
+_WAYS = {"ours": "ours", "reference": "two attentions, keys repeated"}
 _LOADS = {"mixed": "samples of ⅛ to 1", "single": "one sample"}
-_AGAIN = {"layers": "layers", "attention": "layers but for attention", "all": "nothing"}
+_AGAIN = {"layers": "all", "attention": "all but attention", "all": "nothing"}
 
 
 def render_training(record: Record) -> str:
     """Throughput of each cell: packs, GPUs, tokens a second, peak memory, and shares of what the chip can do."""
     columns = (
-        Column(key="cell", heading="Way", format=format_text),
-        Column(key="load_name", heading="Pack", format=format_text),
+        Column(key="way", heading="Attention", format=format_text),
+        Column(key="load", heading="Pack", format=format_text),
+        Column(key="again", heading="Runs again", format=format_text),
         Column(key="gpus", heading="GPUs", format=format_count),
         Column(key="sequence", heading="Sharing a pack", format=format_count),
         Column(key="tokens_per_second_per_gpu", heading="Tokens/s a GPU", format=format_count),
@@ -28,32 +30,39 @@ def render_training(record: Record) -> str:
         Column(key="share_of_peak_with_recomputation", heading="With what runs again", format=format_percent),
         Column(key="scaling_efficiency", heading="Scaling from 1 GPU", format=format_ratio),
     )
-    rows = [
-        row | {"cell": _name_cell(row), "load_name": f"{_LOADS[row['load']]} × {row['tokens'] // 1024}K"}
-        for row in list_rows(record)
-    ]
-    return render_markdown(columns, sorted(rows, key=lambda row: (row["load"], row["gpus"], row["sequence"])))
+    rows = sorted(list_rows(record), key=lambda row: (row["load"], row["gpus"], row["sequence"], row["way"]))
+    return render_markdown(columns, [_name(row) for row in rows])
 
 
 def render_training_hours(record: Record) -> str:
-    """Hours for the paper's run at the measured rate, beside the paper's."""
+    """Hours for the paper's run at the measured rate of each cell, by packs of a step; the paper's own in the end."""
+    rows: dict[tuple[Any, ...], Row] = {}
+    for row in list_rows(record, "hours"):
+        cell = tuple(row[key] for key in ("way", "memory", "is_compiled", "gpus", "sequence"))
+        packs = row["packs_per_step"]
+        rows.setdefault(cell, _name(row)).update(
+            {f"gpu_hours_{packs}": row["gpu_hours"], f"hours_{packs}": row["hours_on_8_gpus_at_this_rate"]}
+        )
+    paper = record["metrics"]["paper"]
+    last = {"way": f"the paper, {paper['gpu']}", "again": "", "gpus": paper["gpus"], "hours_24": paper["hours"]}
     columns = (
-        Column(key="cell", heading="Way", format=format_text),
+        Column(key="way", heading="Attention", format=format_text),
+        Column(key="again", heading="Runs again", format=format_text),
         Column(key="gpus", heading="GPUs measured", format=format_count),
         Column(key="sequence", heading="Sharing a pack", format=format_count),
-        Column(key="packs_per_step", heading="Packs a step", format=format_count),
-        Column(key="gpu_hours", heading="GPU hours", format=_format_tenths),
-        Column(key="hours_on_8_gpus_at_this_rate", heading="Hours on 8 GPUs", format=_format_tenths),
-        Column(key="paper_gpu_hours", heading="GPU hours in the paper (A800)", format=format_count),
+        Column(key="gpu_hours_24", heading="GPU hours, 24 packs a step", format=_format_tenths),
+        Column(key="hours_24", heading="On 8 GPUs", format=_format_tenths),
+        Column(key="gpu_hours_48", heading="GPU hours, 48 packs a step", format=_format_tenths),
+        Column(key="hours_48", heading="On 8 GPUs", format=_format_tenths),
     )
-    rows = [row | {"cell": _name_cell(row)} for row in list_rows(record, "hours")]
-    return render_markdown(columns, sorted(rows, key=lambda row: (row["packs_per_step"], row["gpu_hours"])))
+    ordered = sorted(rows.values(), key=lambda row: row["gpu_hours_24"])
+    return render_markdown(columns, [*ordered, last | {"gpu_hours_24": paper["hours"] * paper["gpus"]}])
 
 
-def _name_cell(row: Row) -> str:
-    way = "two attentions, keys repeated" if row["way"] == "reference" else "ours"
-    fused = ", fused by torch.compile" if row["is_compiled"] else ""
-    return f"{way}; runs again: {_AGAIN[row['memory']]}{fused}"
+def _name(row: Row) -> Row:
+    fused = ", unfused" if row["way"] == "ours" and not row["is_compiled"] else ""
+    named = {"way": _WAYS[row["way"]] + fused, "again": _AGAIN[row["memory"]]}
+    return row | named | {"load": f"{_LOADS[row['load']]} × {row['tokens'] // 1024}K"}
 
 
 def _format_tenths(value: object) -> str:

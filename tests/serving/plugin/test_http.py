@@ -27,8 +27,9 @@ def post(address, path="completions", timeout=100, **changes):
     body = {"model": "smollm2", "prompt": PROMPT, "max_tokens": 6, "temperature": 0} | changes
     if path == "chat/completions":
         body["messages"] = [{"role": "user", "content": body.pop("prompt")}]
+    headers = {"content-type": "application/json"} | ({"host": body.pop("host")} if "host" in body else {})
     data = body.pop("raw", None) or json.dumps(body).encode()
-    request = urllib.request.Request(f"{address}/v1/{path}", data, {"content-type": "application/json"})
+    request = urllib.request.Request(f"{address}/v1/{path}", data, headers)
     return urllib.request.urlopen(request, timeout=timeout)
 
 
@@ -48,6 +49,8 @@ def test_answers_carry_their_routes(address):
     assert fuller["kv_transfer_params"]["elastic_attention"]["msr"] == 0
     assert b"[DONE]" in post(address, stream=True).read()
     text = urllib.request.urlopen(f"{address}/metrics", timeout=10).read().decode()
+    page = urllib.request.Request(f"{address}/health", headers={"origin": "https://page.example"})
+    assert urllib.request.urlopen(page, timeout=10).headers["access-control-allow-origin"] is None
     assert "elastic_msr_count" in text and "elastic_skipped_kv_bytes_total" in text and "elastic_esr_sum" in text
 
 
@@ -57,7 +60,9 @@ BAD = {
     "too long": ({"prompt": PROMPT * 4}, 400, "2048"),
     "another model": ({"model": "huge"}, 404, "huge"),
     "not JSON": ({"raw": b'{"model": '}, 400, "JSON"),
-    "giant body": ({"prompt": "a b " * 2_000_000}, 400, "2048"),
+    "giant prompt": ({"prompt": "a b " * 2_000_000}, 400, "2048"),
+    "giant body": ({"prompt": "a b " * 2_200_000}, 413, "8388608"),
+    "another host": ({"host": "evil.example"}, 403, "--allowed-host evil.example"),
 }
 
 

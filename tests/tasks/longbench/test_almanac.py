@@ -10,6 +10,7 @@ from reversible_tokenizer import ReversibleTokenizer
 from elastic_attention.errors import DataError
 from elastic_attention.tasks import load_corpora
 from elastic_attention.tasks.drawing import take_split
+from elastic_attention.tasks.longbench import almanac_tasks
 from elastic_attention.tasks.longbench.almanac import TASKS, AlmanacSuite
 from elastic_attention.tasks.suite import Answer, Skipped, SuiteSample, open_suite
 
@@ -117,3 +118,14 @@ def test_what_cannot_be_made_is_named():
     assert "overviews" in skipped.reason and "88" in skipped.reason
     with pytest.raises(DataError, match="split='train' is unknown; use heldout or heldout_format"):
         open_suite("almanac", split="train")
+
+
+def test_paragraphs_that_the_text_repeats_count_once(samples, monkeypatch):
+    """Short texts go round, so two paragraphs may agree before any is shown twice."""
+    for i in range(3):
+        sample = samples["paragraph_count", i]
+        shown = re.findall(r"^Paragraph \d+: (.*)$", sample.prompt, re.MULTILINE)
+        assert sample.answers == (str(len(set(shown))),)
+    monkeypatch.setattr(almanac_tasks, "draw_paragraphs", lambda draw, room: ["one", "two"] * 4)
+    (sample,) = AlmanacSuite("almanac").build("paragraph_count", [0], length=2048, seed=0, tokenizer=TOKENIZER)
+    assert sample.answers == ("2",)

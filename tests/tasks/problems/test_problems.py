@@ -61,9 +61,9 @@ def test_gsm8k_asks_in_a_chat(gsm8k):
         "test.jsonl, line 3: 'answer' ends in no '#### NUMBER'; repair or remove it.",
         "test.jsonl, line 4: no JSON (Expecting value: line 1 column 1 (char 0)); repair or remove it.",
     ]
-    assert open_suite("gsm8k", data=gsm8k / "test.jsonl", rule="last").score(
-        Answer(text="It is 6.", token_ids=()), first
-    )
+    lenient = build(open_suite("gsm8k", data=gsm8k / "test.jsonl", rule="last"))[0]
+    # The sample brings its rule, because the harness scores it with a suite that has no options.
+    assert suite.score(Answer(text="It is 6.", token_ids=()), lenient) == 1.0
 
 
 def test_gsm8k_behind_solved_problems(gsm8k):

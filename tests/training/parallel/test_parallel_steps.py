@@ -11,10 +11,17 @@ from tiny_runs import make_recipe, parts
 from elastic_attention.config import TriangleConfig, XAttentionConfig
 from elastic_attention.training.parallel.config import ParallelConfig
 from elastic_attention.training.recipe import OptimizerConfig, RouteConfig
+from tiny_models import make_model
 
 # Routers compute in float32 and their gradients are sums of thousands of terms of both signs: rounding of a gradient is
 # some multiple of eps times the largest one, here up to a few hundred.
 TOLERANCE = 1e-4
+
+
+def wide_parts():
+    """As `parts`, with heads enough that processes have several and deal them out."""
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 4}
+    return parts() | {"model": make_model(vocab_size=600, max_position_embeddings=4096, **heads)}
 
 
 def make_recipes(folder):
@@ -49,8 +56,8 @@ def steps(pair, tmp_path_factory):
     folder = tmp_path_factory.mktemp("steps")
     recipes = make_recipes(folder)
     assert tuple(recipes) == NAMES
-    alone = steps_alone(recipes, parts)
-    shared = pair.run(take_steps, folder, recipes, parts)
+    alone = steps_alone(recipes, wide_parts)
+    shared = pair.run(take_steps, folder, recipes, wide_parts)
     return alone, shared, {name: load_gradients(folder, name) for name in recipes}
 
 

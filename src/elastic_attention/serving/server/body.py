@@ -1,6 +1,7 @@
 """Turning away bodies that are too large before they are in memory, and bodies that never end."""
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Callable
 from typing import Any
@@ -26,13 +27,14 @@ class BodyLimit:
         max_bytes, max_seconds = self._max_bytes, self._max_seconds
         too_large = (413, f"The body has more than {max_bytes} bytes; send less.")
         too_slow = (408, f"The body was not there after {max_seconds:g} seconds; send it faster.")
+        deadline = asyncio.get_running_loop().time() + max_seconds
         announced = dict(scope["headers"]).get(b"content-length", b"")
         if announced.isdigit() and int(announced) > max_bytes:
+            await _pour_away(receive, deadline)
             await self._refuse(send, *too_large)
             return
         received, is_whole = 0, False
         refusal: tuple[int, str] | None = None
-        deadline = asyncio.get_running_loop().time() + max_seconds
 
         async def count() -> Message:
             nonlocal received, is_whole, refusal
@@ -59,6 +61,8 @@ class BodyLimit:
             if refusal is None:
                 raise
         if refusal is not None:
+            if not is_whole:
+                await _pour_away(receive, deadline)
             await self._refuse(send, *refusal)
 
     async def _refuse(self, send: Send, status: int, message: str) -> None:
@@ -67,3 +71,11 @@ class BodyLimit:
         headers: list[Any] = [(b"content-type", b"application/json"), (b"connection", b"close")]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
+
+
+async def _pour_away(receive: Receive, deadline: float) -> None:
+    """Take the rest of a body and keep nothing: clients read no reply before they have sent everything."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout_at(deadline):
+            while (await receive()).get("more_body", False):
+                pass

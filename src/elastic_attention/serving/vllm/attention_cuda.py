@@ -23,6 +23,9 @@ from .decode_cuda import MOST_BYTES, DecodeBuffers, DecodeStep, count_bytes, cou
 from .layout import list_head_major
 from .step import Decision, LayerRouting, find_books, find_routing, open_step
 
+MIXED_SPLITS = 8
+MOST_SPLIT_SEQUENCES = 992  # FlashAttention 3 splits each sequence of larger batches alike, needed or not
+
 
 class ElasticFlashBuilder(RoutedBuilder, FlashAttentionMetadataBuilder):
     """The stock builder, with routed heads."""
@@ -66,7 +69,20 @@ class ElasticFlashBuilder(RoutedBuilder, FlashAttentionMetadataBuilder):
         """As ever, without a schedule made ahead, which would be one more kernel in every layer."""
         single = copy.copy(self)
         single.aot_schedule = single.use_full_cuda_graph = False
-        return super(ElasticFlashBuilder, single).build_virtual(common)
+        metadata = super(ElasticFlashBuilder, single).build_virtual(common)
+        if common.max_query_len > 1:
+            metadata.max_num_splits = _count_splits(common)
+        return metadata
+
+
+def _count_splits(common: Any) -> int:
+    """Parts of the keys of a sequence that may run side by side; each costs a copy of all results.
+
+    Left to itself, FlashAttention takes the many short sequences of a prompt for a few and splits their keys. Only
+    sequences of one new token are too few for the device.
+    """
+    lengths = common.query_start_loc_cpu.diff()
+    return MIXED_SPLITS if len(lengths) <= MOST_SPLIT_SEQUENCES and bool((lengths == 1).any()) else 1
 
 
 class ElasticFlashImpl(RoutedImpl, FlashAttentionImpl):

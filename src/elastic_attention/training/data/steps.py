@@ -89,14 +89,15 @@ def stream_steps(dataset: PackedSteps, start: int) -> Iterator[list[PackedBatch]
         batch_size=None,
         num_workers=workers,
         prefetch_factor=4 if workers else None,
-        worker_init_fn=_ignore_interrupts,
+        worker_init_fn=_ignore_signals,
     )
     return iter(loader)
 
 
-def _ignore_interrupts(worker: int) -> None:
-    # Ctrl-C reaches every process of a terminal; the trainer decides when its workers end.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _ignore_signals(worker: int) -> None:
+    # A terminal sends Ctrl-C to every process, and a batch system SIGTERM; the trainer decides when its workers end.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def kinds_of(config: DataConfig) -> tuple[str, ...]:

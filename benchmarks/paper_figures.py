@@ -29,34 +29,46 @@ Figures = dict[str, Estimate | None]
 
 
 def measure_head_maps(lab: Lab, claim: Claim, found: dict[str, Seeds]) -> Figures:
-    """Shares of heads that change with the category, and agreement of routers of all kinds with those of one."""
+    """Shares of heads that change with the category, and that do not."""
+    (every,) = found["fa_ssa"]
+    return compare_categories(every)
+
+
+def compare_categories(every: Sequence[Line]) -> Figures:
+    """`measure_head_maps` of answers."""
+    robust, sensitive = (_stack(every, test) for test in (is_robust, is_sensitive))
+    if not (len(robust) and len(sensitive)):
+        return dict.fromkeys(("changing", "constant"))
+    generator = torch.Generator().manual_seed(0)
+    gaps = torch.stack([(_redraw(robust, generator) - _redraw(sensitive, generator)).abs() for _ in range(500)])
+    point = (robust.mean(0) - sensitive.mean(0)).abs()
+    return {
+        "changing": _spread((point >= CHANGING).double().mean(), (gaps >= CHANGING).double().mean(1)),
+        "constant": _spread((point < CONSTANT).double().mean(), (gaps < CONSTANT).double().mean(1)),
+    }
+
+
+def measure_map_overlap(lab: Lab, claim: Claim, found: dict[str, Seeds]) -> Figures:
+    """Agreement on sensitive kinds of routers of all kinds with those of sensitive kinds alone."""
     (every,), (one,) = found["fa_ssa"], found["sensitive_only"]
-    return compare_maps(list(every), list(one))
+    return compare_maps(every, one)
 
 
 def compare_maps(every: Sequence[Line], one: Sequence[Line]) -> Figures:
-    """`measure_head_maps` of answers by routers of all kinds, and by routers of sensitive kinds alone."""
-    robust, sensitive = (_stack(every, test) for test in (is_robust, is_sensitive))
+    """`measure_map_overlap` of answers."""
     other = {(x.task, x.length, x.index): x for x in one if x.routes}
     pairs = [
         (_flat(line), _flat(other[line.task, line.length, line.index]))
         for line in every
         if line.routes and is_sensitive(line) and (line.task, line.length, line.index) in other
     ]
-    if not (len(robust) and len(sensitive) and pairs):
-        return dict.fromkeys(("changing", "constant", "agreement_above_chance"))
-    generator = torch.Generator().manual_seed(0)
-    gaps = torch.stack([(_redraw(robust, generator) - _redraw(sensitive, generator)).abs() for _ in range(500)])
-    point = (robust.mean(0) - sensitive.mean(0)).abs()
+    if not pairs:
+        return {"agreement_above_chance": None}
     mine, theirs = (torch.stack(part) for part in zip(*pairs, strict=True))
     share, base = mine.mean(1), theirs.mean(1)
     # What two maps of these densities would agree in if they knew nothing of each other.
     chance = share * base + (1 - share) * (1 - base)
-    return {
-        "changing": _spread((point >= CHANGING).double().mean(), (gaps >= CHANGING).double().mean(1)),
-        "constant": _spread((point < CONSTANT).double().mean(), (gaps < CONSTANT).double().mean(1)),
-        "agreement_above_chance": bootstrap_mean(((mine == theirs).double().mean(1) - chance).tolist()),
-    }
+    return {"agreement_above_chance": bootstrap_mean(((mine == theirs).double().mean(1) - chance).tolist())}
 
 
 def measure_task_similarity(lab: Lab, claim: Claim, found: dict[str, Seeds]) -> Figures:
@@ -187,6 +199,7 @@ def _spread(value: Tensor, drawn: Tensor) -> Estimate:
 
 MEASURES: dict[str, Callable[[Lab, Claim, dict[str, Seeds]], Figures]] = {
     "head_maps": measure_head_maps,
+    "map_overlap": measure_map_overlap,
     "task_similarity": measure_task_similarity,
     "probe": measure_probe,
 }

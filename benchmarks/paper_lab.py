@@ -24,9 +24,9 @@ from elastic_attention.evaluation.methods import Method, settle_method
 from elastic_attention.evaluation.plan import EvalPlan, Shard, list_batches
 from elastic_attention.evaluation.retrieval_heads import rank_retrieval_heads, save_retrieval_mask
 from elastic_attention.evaluation.runner import collect_lines, run_plan
-from elastic_attention.evaluation.session import Base
+from elastic_attention.evaluation.session import Base, describe_device
 from elastic_attention.evaluation.suite_run import hush_transformers
-from elastic_attention.records import write_file
+from elastic_attention.records import build_record, write_file
 from elastic_attention.tasks import load_corpora
 from elastic_attention.tasks.suite import Suite, open_suite
 from elastic_attention.training.checkpoints import fingerprint
@@ -34,6 +34,7 @@ from elastic_attention.training.recipe import Recipe, load_recipe
 from elastic_attention.training.trainer import train
 
 RULER_TASKS = ("niah_single_1", "niah_single_2", "niah_multikey_1", "niah_multivalue", "niah_multiquery", "vt", "qa_1")
+PLACE_FILE = "place.json"
 LEFT_OUT = {"almanac": ("overviews", "module_lines")}  # hundreds of tokens an answer
 
 
@@ -49,7 +50,8 @@ class Lab:
         recipes: folder of the recipes.
         corpora: folder of `tasks.corpora`; None = the texts in the package.
         deadline: of `time.monotonic()`.
-        trainings: rows of a record, of what the entries so far were trained with.
+        trainings: rows of a record, of what the entries of a claim so far were trained with.
+        places: device, package and versions behind its answers so far.
         began: of `time.time()`.
     """
 
@@ -63,6 +65,7 @@ class Lab:
     batch_tokens: int = 1
     workers: int = 0
     trainings: list[dict[str, Any]] = field(default_factory=list)
+    places: list[dict[str, Any]] = field(default_factory=list)
     began: float = field(default_factory=time.time)
     _suites: dict[str, KeptSuite] = field(default_factory=dict)
     _answers: dict[Path, list[Line]] = field(default_factory=dict)
@@ -116,6 +119,9 @@ class Lab:
         if folder not in self._answers:
             with hold(folder):
                 self._answers[folder] = self._find_answers(plan, suite, folder) or self._run(entry, plan, suite, folder)
+        place = json.loads((folder / PLACE_FILE).read_text(encoding="utf-8"))
+        if place not in self.places:
+            self.places.append(place)
         return self._answers[folder]
 
     def _find_answers(self, plan: EvalPlan, suite: KeptSuite, folder: Path) -> list[Line] | None:
@@ -126,6 +132,7 @@ class Lab:
     def _run(self, entry: Entry, plan: EvalPlan, suite: KeptSuite, folder: Path) -> list[Line]:
         self.check_time()
         folder.mkdir(parents=True, exist_ok=True)
+        write_file(folder / PLACE_FILE, json.dumps(describe_place(self.base)) + "\n")
         with hush_transformers():
             suite.prepare(plan, self.base.tokenizer, self.workers)
             lines = run_plan(
@@ -148,6 +155,7 @@ class Lab:
             TimeUp: past the deadline.
             Busy: at the end, if other processes are at some of them.
         """
+        self.trainings, self.places = [], []
         found: dict[str, Seeds] = {}
         whole: dict[str, Seeds] = {}  # those with all their seeds, which others may aim at
         for entry in claim.entries:
@@ -224,6 +232,23 @@ class Lab:
             facts = {"samples": 32, "length": length, "model": self.base.describe()}
             save_retrieval_mask(folder, model, self._ranking, msr=msr, pattern=pattern, facts=facts)
         return folder
+
+
+def describe_place(base: Base) -> dict[str, Any]:
+    """Device, package and versions of this process, as records name them."""
+    record = build_record(
+        "",
+        config={},
+        model="",
+        data={},
+        device=describe_device(base.device),
+        seed=0,
+        n=0,
+        metrics={},
+        seconds=0.0,
+        bytes=None,
+    )
+    return {key: record[key] for key in ("device", "package", "versions")}
 
 
 def settle_target(wanted: Training, found: dict[str, Seeds]) -> float | None:

@@ -16,7 +16,7 @@ import contextlib
 import dataclasses
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from paper_sharing import Busy, hold
 from paper_statistics import Seeds, estimate, find_mastered, give_verdict, is_robust, is_sensitive, pick
 
 from elastic_attention.errors import ElasticAttentionError
+from elastic_attention.evaluation.answer_log import Line
 from elastic_attention.evaluation.session import describe_device, measure_peak_bytes, open_base
 from elastic_attention.evaluation.suite_run import BATCH_TOKENS
 from elastic_attention.records import build_record, read_record, write_record
@@ -92,10 +93,9 @@ def study(lab: Lab, name: str, path: Path | None) -> str:
         TimeUp: past the deadline; what is done is on the disk, and no record is written.
         Busy: other processes are at parts of it.
     """
-    claim, began = CLAIMS[name], time.perf_counter()
+    claim = CLAIMS[name]
     answers: dict[str, Seeds] = {}
     figures: dict[str, Any] = {}
-    lab.trainings.clear()
 
     for answers in lab.gather(claim):
         entry = list(answers)[-1]
@@ -118,7 +118,7 @@ def study(lab: Lab, name: str, path: Path | None) -> str:
             data={suite: lab.open(suite).describe() for suite in claim.suites},
             device=describe_device(lab.base.device),
             seed=0,
-            n=sum(len(lines) for lists in answers.values() for lines in lists),
+            n=sum(1 for _ in iterate_lines(answers)),
             metrics={
                 "rows": make_rows(answers),
                 "title": claim.title,
@@ -128,17 +128,35 @@ def study(lab: Lab, name: str, path: Path | None) -> str:
                 "trainings": list(lab.trainings),
                 "substitutes": {suite: dict(lab.open(suite).substitutes) for suite in claim.suites},
             },
-            seconds=time.perf_counter() - began,
+            seconds=count_seconds(lab, answers),
             bytes=measure_peak_bytes(lab.base.device),
         )
         if path is not None:
-            write_record(path, record)
+            # Answers may come from elsewhere and another day than the verdict.
+            write_record(path, record | join_places(lab.places))
     for check in judged["checks"]:
         found = "nothing" if check["value"] is None else "{value:.3f} [{low:.3f}, {high:.3f}]".format(**check)
         beside = "" if check["counts"] else " (beside)"
         print(f"  {'holds' if check['holds'] else 'fails'}: {check['check']}: {found}{beside}", flush=True)
     print(f"{name}: {judged['verdict']}, {lab.seconds:.0f} s", flush=True)
     return str(judged["verdict"])
+
+
+def iterate_lines(answers: dict[str, Seeds]) -> Iterator[Line]:
+    """The answers of all entries and seeds."""
+    return (line for lists in answers.values() for lines in lists for line in lines)
+
+
+def count_seconds(lab: Lab, answers: dict[str, Seeds]) -> float:
+    """What trainings and answers of a claim took, whichever processes and claims they were made for."""
+    trainings = {row["folder"]: row["seconds"] for row in lab.trainings}
+    return sum(trainings.values()) + sum(line.seconds for line in iterate_lines(answers))
+
+
+def join_places(places: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Device, package and versions of a record: the devices of all places, the rest of the last one."""
+    devices = dict.fromkeys(place["device"] for place in places)
+    return places[-1] | {"device": " and ".join(devices)} if places else {}
 
 
 def study_all(lab: Lab, names: Sequence[str], results: Path | None) -> dict[str, str]:

@@ -27,6 +27,7 @@ from paper_statistics import bootstrap_mean
 from elastic_attention.evaluation.session import Session, describe_device, open_session
 from elastic_attention.models.generation import Prompt, probe_routes, tell_prompt
 from elastic_attention.models.loading import new_cache
+from elastic_attention.models.routing import POLICIES
 from elastic_attention.records import build_record, write_record
 from elastic_attention.tasks import KINDS, Corpora, generate, load_corpora, render
 
@@ -75,17 +76,12 @@ class Reading:
     score: float
 
 
-def list_ways(first_chunks: Sequence[int]) -> list[Way]:
-    """All ways, the exact one first."""
+def list_ways(first_chunks: Sequence[int], policies: Sequence[str] = POLICIES) -> list[Way]:
+    """The ways of these policies behind the exact one, and "dense" where no policy is left out."""
     early = [Way(name=f"first_chunk {n}", policy="first_chunk", first=n) for n in first_chunks]
-    late = Way(name="deferred", policy="deferred")
-    return [
-        Way(name=EXACT, policy="deferred"),
-        late,
-        *early,
-        Way(name="probe", policy="probe"),
-        Way(name=DENSE, policy=None),
-    ]
+    ways = [Way(name="deferred", policy="deferred"), *early, Way(name="probe", policy="probe")]
+    dense = [Way(name=DENSE, policy=None)] if set(POLICIES) <= set(policies) else []
+    return [Way(name=EXACT, policy="deferred"), *(way for way in ways if way.policy in policies), *dense]
 
 
 @torch.inference_mode()
@@ -157,7 +153,7 @@ def _measure_one(job: tuple[argparse.Namespace, str, int]) -> list[Reading]:
     )
     prompt, answer = render(sample, session.tokenizer)
     row = Row(kind=kind, prompt=prompt, answer=answer)
-    return [read_prompt(session.handle, row, way) for way in list_ways(options.first_chunks)]
+    return [read_prompt(session.handle, row, way) for way in list_ways(options.first_chunks, options.policies)]
 
 
 def _open_worker(options: argparse.Namespace) -> tuple[Session, Corpora]:
@@ -178,6 +174,7 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=30, help="prompts of each kind")
     parser.add_argument("--lengths", type=int, nargs="*", default=[2048, 4096, 8000], help="of prompts, in turn")
     parser.add_argument("--first-chunks", type=int, nargs="*", default=[1024, 2048])
+    parser.add_argument("--policies", nargs="*", choices=POLICIES, default=list(POLICIES))
     parser.add_argument("--processes", type=int, default=1, help="that measure at the same time")
     parser.add_argument("--json", type=Path)
     return parser.parse_args(arguments)
@@ -186,7 +183,7 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run all; returns the exit code."""
     options, began = parse_options(arguments), time.perf_counter()
-    found: dict[str, list[Reading]] = {way.name: [] for way in list_ways(options.first_chunks)}
+    found: dict[str, list[Reading]] = {way.name: [] for way in list_ways(options.first_chunks, options.policies)}
     total = options.samples * len(options.kinds)
     for number, readings in enumerate(measure(options), 1):
         for reading in readings:

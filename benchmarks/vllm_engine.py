@@ -106,6 +106,7 @@ def write_model(folder: Path, shape: dict[str, int]) -> None:
 def measure_way(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Rows of one way; in a process of its own."""
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    import vllm
     from vllm import LLM, SamplingParams
 
     shape, chooser, began = pick_shape(options), random.Random(WAYS.index(options.way)), time.perf_counter()
@@ -163,7 +164,8 @@ def measure_way(options: argparse.Namespace) -> list[dict[str, Any]]:
         times = [run(tokens, count, options.new_tokens) for _ in range(options.repeats)]
         first, step = min(first for first, _ in times), min(step for _, step in times)
         row = {"way": options.way, "tokens": tokens, "requests": count, "ttft_seconds": first, "step_seconds": step}
-        rows.append(row | {"decoded_per_second": count / step, "device": name_device()})
+        row |= {"decoded_per_second": count / step, "device": name_device(), "vllm": vllm.__version__}
+        rows.append(row)
         print(json.dumps(rows[-1]), flush=True)
         options.json.write_text(json.dumps(rows))
     return rows
@@ -213,7 +215,7 @@ def main() -> None:
             rows = gather_rows(folder)
             keys = ("msr", "new_tokens", "repeats", "block_size", "chunk", "graphs", "compile")
             record = build_record(
-                "vllm engine",
+                "benchmarks/vllm_engine.py",
                 config={"shape": options.shape} | {key: getattr(options, key) for key in keys},
                 model={"name": options.shape, "dtype": options.dtype},
                 data="random tokens",
@@ -224,6 +226,7 @@ def main() -> None:
                 seconds=time.perf_counter() - started,
                 bytes=None,
             )
+            record["versions"] |= {"vllm": rows[0]["vllm"]} if rows else {}
             write_record(options.json, record)
 
 

@@ -11,7 +11,7 @@ import paper_study
 import pytest
 import torch
 from paper_claims import CLAIMS, Claim, Entry, Training
-from paper_figures import agree, compare_maps, compare_tasks
+from paper_figures import agree, compare_categories, compare_maps, compare_tasks
 from paper_lab import settle_target
 from paper_recipes import Scale, set_intervals
 from paper_rules import Found
@@ -115,6 +115,7 @@ GOOD_FIGURES = {name: as_estimate(0.95) for name in FIGURES} | {"change": as_est
 BAD_FIGURES = {name: as_estimate(0.0) for name in FIGURES} | {"change": as_estimate(0.3)}
 # Answers with which a claim is reproduced, and with which it is not; entries that are not named answer like dense.
 CASES = {
+    "retention": ({}, {"fa_ssa": DIM}),
     "methods": (MASKS, {"fa_ssa": DIM}),
     "baselines": (MASKS, {"fa_xa": WORSE}),
     "kinds": (MASKS, {"fa_ssa": DIM}),
@@ -124,6 +125,7 @@ CASES = {
     "length": ({}, {"fa_ssa": WORSE, "fa_xa": WORSE}),
     "quality_esr": ({f"static_{t}": WORSE for t in TARGETS}, {f"routed_{t}": WORSE for t in TARGETS}),
     "head_maps": ({}, {}),
+    "map_overlap": ({}, {}),
     "task_similarity": ({}, {}),
     "target_sweep": ({"target_0.4": FAR}, {"target_0.4": WORSE}),
     "temperature": ({"constant": WORSE}, {}),
@@ -152,10 +154,10 @@ def test_maps_and_tasks():
         return [dataclasses.replace(x, routes=text) for x in SAME[0] if x.category == kind]
 
     every = draw("sensitive", "10 10") + draw("robust", "11 10")
-    figures = compare_maps(every, draw("sensitive", "10 10"))
+    figures = compare_categories(every)
     assert figures["changing"].value == 0.25 and figures["constant"].value == 0.75
-    assert figures["agreement_above_chance"].value == 0.5
-    assert compare_maps([], [])["changing"] is None
+    assert compare_maps(every, draw("sensitive", "10 10"))["agreement_above_chance"].value == 0.5
+    assert compare_categories([])["changing"] is None and compare_maps([], [])["agreement_above_chance"] is None
     assert agree(every, draw("sensitive", "10 11")).value == 0.75
     base = torch.ones(4, 3, 2, dtype=torch.float64)
     apart = [base * torch.tensor([1.0, 0.0]), base * torch.tensor([0.0, 1.0])]
@@ -304,12 +306,12 @@ def test_targets_are_entries_before():
         settle_target(Training(target="later"), {})
 
 
-@pytest.mark.parametrize("name", ["head_maps", "task_similarity", "probe"])
+@pytest.mark.parametrize("name", ["map_overlap", "task_similarity", "probe"])
 def test_figures_of_a_tiny_model(name, tiny, tmp_path):
     path = tmp_path / f"paper_tiny_{name}.json"
     assert paper_study.main([name, *tiny, "--results", str(tmp_path)]) == 0
     metrics = read_record(path)["metrics"]
-    assert len(metrics["checks"]) >= 2 and metrics["figures"]
+    assert metrics["checks"] and metrics["figures"]
     if name == "probe":
         assert "probe" in {row["entry"] for row in metrics["rows"]}
     assert paper_study.main([name, *tiny, "--results", str(tmp_path)]) == 0

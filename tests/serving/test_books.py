@@ -145,3 +145,33 @@ def test_report_is_that_of_the_handle(extra):
     assert made["kv_bytes_skipped"] > 0 or asked.is_dense
     for key in ("prompt_tokens", "msr", "esr_prefill", "esr_decode", "kv_bytes_read"):
         assert made[key] == pytest.approx(wanted[key][0]), key
+
+
+def test_dense_chunks_go_their_own_way_beside_sparse_rows():
+    books = make_books()
+    step(books, {"a": (0, 100)}, new=[("a", 100, {})])
+    mixed = step(books, {"a": (100, 1), "b": (0, 60)}, new=[("b", 90, {})])
+    assert mixed.dense == (1,)
+    assert mixed.pieces.request.tolist() == [0] and mixed.pieces.is_sparse.tolist() == [True]
+    alone = step(books, {"b": (60, 20)})
+    assert alone.dense == () and alone.pieces is None
+
+
+def test_what_is_late_happens_once_at_the_end_of_its_step():
+    books, done = make_books(), []
+    step(books, {"a": (0, 100)}, new=[("a", 100, {})])
+    books.do_late(lambda: done.append("now"))
+    assert not done
+    books.end_step()
+    books.end_step()
+    assert done == ["now"]
+
+
+def test_moves_count_who_comes_and_goes():
+    books = make_books()
+    step(books, {"a": (0, 100)}, new=[("a", 100, {})])
+    first = books.moves
+    step(books, {"a": (100, 1)})
+    assert books.moves == first
+    step(books, {}, preempted=["a"])
+    assert books.moves == first + 1

@@ -23,11 +23,14 @@ def train(
     output: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Default: runs/ and the recipe's name.")] = None,
     device: Device = None,
     max_seconds: Annotated[
-        float | None, typer.Option(min=0, help="Stop after a checkpoint when this much time is up.")
+        float | None, typer.Option(min=0, help="Stop with a checkpoint when this much time is up, loading included.")
     ] = None,
     json: Json = None,
 ) -> None:
-    """Train routers. The same command again goes on from the last checkpoint; torchrun starts it on several GPUs."""
+    """Train routers. Ctrl-C stops after the step under way, and the same command again goes on from there.
+
+    torchrun starts it on several GPUs.
+    """
     from ..config import to_dict
     from ..evaluation.session import choose_device, describe_device, measure_peak_bytes
     from ..records import build_record

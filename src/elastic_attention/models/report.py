@@ -55,35 +55,36 @@ class RouteReport:
         has_cache = next(iter(steps.values())).layer is not None
         if len(self.rows) != batch or not has_cache:  # without a cache every forward starts over
             self.rows = [_Row() for _ in range(batch)]
-        routes = {i: step.now.host() for i, step in steps.items()}
-        heads = {i: values.shape[1] for i, values in routes.items()}
-        sparse = {i: values.sum(1).tolist() for i, values in routes.items()}
+        # Pairs are counted for all layers at once: a step of many rows must cost little time of the host.
+        routes = [step.now.host() for step in steps.values()]
+        num_heads = sum(values.shape[1] for values in routes)
+        sparse = [sum(counts) for counts in zip(*(values.sum(1).tolist() for values in routes), strict=True)]
         for b, row in enumerate(self.rows):
             start = tokens.before[b]
             middle, stop = start + tokens.prompt_counts[b], start + tokens.counts[b]
             row.prompt_tokens += tokens.prompt_counts[b]
             for phase, first, last in (("prefill", start, middle), ("decode", middle, stop)):
-                causal = count_causal_pairs(first, last)
-                for i in steps:
-                    num_sparse = 0 if phase == "decode" and self.keeps_all else int(sparse[i][b])
-                    row.causal_pairs[phase] += heads[i] * causal
-                    row.read_pairs[phase] += count_read_pairs(
-                        self.pattern, first, last, num_heads=heads[i], num_sparse=num_sparse
-                    )
-        self._bytes = [self._count_bytes(b) for b in range(batch)]
+                num_sparse = 0 if phase == "decode" and self.keeps_all else sparse[b]
+                row.causal_pairs[phase] += num_heads * count_causal_pairs(first, last)
+                row.read_pairs[phase] += count_read_pairs(
+                    self.pattern, first, last, num_heads=num_heads, num_sparse=num_sparse
+                )
+        self._bytes = self._count_bytes(batch)
 
-    def _count_bytes(self, b: int) -> dict[str, int]:
-        totals = {"kv_bytes": 0, "kv_bytes_dense": 0, "kv_bytes_allocated": 0}
+    def _count_bytes(self, batch: int) -> list[dict[str, int]]:
+        totals = [{"kv_bytes": 0, "kv_bytes_dense": 0, "kv_bytes_allocated": 0} for _ in range(batch)]
         for step in self._last.values():
             layer: ElasticLayer | None = step.layer
             if layer is None:
                 continue
-            n, routes = layer.store.lengths[b], layer.store.routes.host()[b]
-            num_sparse = 0 if self.keeps_all else int(routes.sum())
-            held = (len(routes) - num_sparse) * n + num_sparse * self.pattern.count_held(n)
-            totals["kv_bytes"] += held * self._element_bytes
-            totals["kv_bytes_dense"] += len(routes) * n * self._element_bytes
-            totals["kv_bytes_allocated"] += layer.store.count_allocated_bytes()[b]
+            routes, allocated = layer.store.routes.host(), layer.store.count_allocated_bytes()
+            num_heads, sparse = routes.shape[1], routes.sum(1).tolist()
+            for b, row in enumerate(totals):
+                n, num_sparse = layer.store.lengths[b], 0 if self.keeps_all else sparse[b]
+                held = (num_heads - num_sparse) * n + num_sparse * self.pattern.count_held(n)
+                row["kv_bytes"] += held * self._element_bytes
+                row["kv_bytes_dense"] += num_heads * n * self._element_bytes
+                row["kv_bytes_allocated"] += allocated[b]
         return totals
 
     def summarize(self) -> dict[str, Any]:

@@ -167,6 +167,29 @@ def test_lists_and_triangle(device, tile, first_dense, stop_dense):
     torch.testing.assert_close(results[1].double(), scores.logsumexp(-1), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("block", [16, 32, 64])
+def test_lists_of_short_blocks(device, half_dtypes, block):
+    """Tiles are no longer than the blocks of the lists."""
+    num_queries, num_keys, heads = 70, 150, 2
+    first = (num_keys - num_queries) // block
+    rows = torch.arange(num_keys - num_queries, num_keys, device=device)[:, None]
+    columns = torch.arange(num_keys, device=device)[None]
+    places = torch.arange((num_keys - 1) // block + 1, device=device)
+    last = torch.arange(first, len(places), device=device)[:, None]
+    blocks = ((torch.rand(1, heads, len(last), len(places), device=device) < 0.4) | (places == 0)) & (places <= last)
+    lists = pack_mask(blocks | (places == last), torch.full((1,), first, device=device), block)
+    shown = (blocks | (places == last))[..., (rows // block - first)[:, 0], :][..., (columns // block)[0]]
+    modes = make_modes([[LISTS] * heads], device)
+    for dtype in (torch.float32, *half_dtypes):
+        sizes = {"num_q_heads": heads, "num_kv_heads": heads, "num_queries": num_queries, "num_keys": num_keys}
+        q, k, v = make_inputs(device, **sizes, head_dim=64, dtype=dtype)
+        out, lse = attend_triton(q, k, v, modes, SMALL, 0.125, lists=lists)
+        scores = (q.double() @ k.double().mT * 0.125).masked_fill(~(shown & (columns <= rows)), float("-inf"))
+        tolerance = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
+        torch.testing.assert_close(out.double(), scores.softmax(-1) @ v.double(), **tolerance)
+        torch.testing.assert_close(lse.double(), scores.logsumexp(-1), **tolerance)
+
+
 def test_gradients(device):
     q, k, v = (x.requires_grad_() for x in make_inputs(device, num_queries=60, num_keys=90))
     grad = torch.randn(q.shape, device=device)

@@ -21,6 +21,7 @@ from .backward import Paths, differentiate
 from .shapes import (
     TileShape,
     choose_shape,
+    fit_blocks,
     holds_whole_blocks,
     shape_grid,
     takes_descriptors,
@@ -61,7 +62,7 @@ def attend_triton(
         config: what STREAMING heads read.
         scale: factor of the scores, positive.
         spans: where the sequences lie; None = every element holds T queries that are the last of S keys.
-        lists: what LISTS heads read.
+        lists: what LISTS heads read, in blocks of a power of two from 16 on.
         dense_rows: (sequences, 2) int32, positions [start, stop) whose queries read every key in TRIANGLE and LISTS
             heads.
 
@@ -70,8 +71,7 @@ def attend_triton(
         Rows that belong to no sequence: 0 and -inf.
 
     Raises:
-        ValueError: `scale` is not positive, the blocks of `lists` do not hold whole tiles, or a gradient is wanted
-            with `lists` or `dense_rows`.
+        ValueError: `scale` is not positive, or a gradient is wanted with `lists` or `dense_rows`.
     """
     if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
         if lists is not None or dense_rows is not None:
@@ -81,6 +81,8 @@ def attend_triton(
         return _Attend.apply(q, k, v, modes, config, scale, spans)
     is_plain = holds_whole_blocks(config.block_size, spans) and lists is None and dense_rows is None
     shape = choose_shape(q, is_plain=is_plain)
+    if lists is not None:
+        shape = fit_blocks(shape, lists.block_size)
     return launch_prefill(q, k, v, modes, config, scale, spans, lists, dense_rows, shape, takes_descriptors(q))
 
 

@@ -65,6 +65,12 @@ def choose_shape(q: Tensor, *, is_plain: bool = False, is_blended: bool = False)
     return _look_up(q, hopper, _OTHER, _FLOAT32)
 
 
+def fit_blocks(shape: TileShape, block_size: int) -> TileShape:
+    """The shape cut down to tiles of no more than a block, whose size is a power of two."""
+    queries, keys = min(shape.queries, block_size), min(shape.keys, block_size)
+    return TileShape(queries, keys, shape.warps if queries > 64 else 4, shape.stages)
+
+
 def choose_gradient_shapes(q: Tensor, *, is_plain: bool = False) -> tuple[TileShape, TileShape]:
     """The backward tiles: of the sweep over queries for dK and dV, of the sweep over keys for dQ."""
     hopper = _HOPPER_GRADIENT_PLAIN if is_plain else _HOPPER_GRADIENT

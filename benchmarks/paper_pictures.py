@@ -43,7 +43,7 @@ def draw_panels(found: dict[str, list[Row]]) -> Figure | None:
 
 
 def draw_checks(checks: Sequence[Row]) -> Figure:
-    """Every check as a line: its interval, and its bounds as grey marks; filled where it holds."""
+    """Every check as a line: its interval, and its bounds as grey marks; green holds, red is refuted, else undecided."""
     known = [row for row in checks if row["value"] is not None]
     with figure_style():
         from matplotlib.figure import Figure
@@ -51,7 +51,7 @@ def draw_checks(checks: Sequence[Row]) -> Figure:
         figure = Figure(figsize=(9.5, 0.8 + 0.27 * len(known)), layout="constrained")
         axis = figure.subplots()
         for place, row in enumerate(known):
-            colour = PALETTE[2] if row["holds"] else PALETTE[1]
+            colour = PALETTE[2] if row["holds"] else PALETTE[1] if row["refuted"] else INK
             axis.plot([row["low"], row["high"]], [place, place], color=colour, linewidth=2.2)
             face = colour if row["holds"] else "white"
             axis.plot(row["value"], place, "o", color=colour, markerfacecolor=face, markersize=5)
@@ -61,7 +61,7 @@ def draw_checks(checks: Sequence[Row]) -> Figure:
         labels = [f"{row['claim']}: {row['check']}" for row in known]
         axis.set_yticks(range(len(known)), labels, fontsize=7)
         axis.set_ylim(len(known) - 0.4, -0.6)
-        axis.set_xlabel("found, with its 95% interval; grey: what the rule asks; filled: holds")
+        axis.set_xlabel("found, with its 95% interval; grey: what the rule asks; filled green: holds; red: refuted")
     return figure
 
 

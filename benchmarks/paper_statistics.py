@@ -51,6 +51,12 @@ class Check:
         found = self.estimate
         return found is not None and self.at_least <= found.low and found.high <= self.at_most
 
+    @property
+    def is_refuted(self) -> bool:
+        """Does the interval show the opposite? One that crosses a bound decides nothing."""
+        found = self.estimate
+        return found is not None and (found.high < self.at_least or found.low > self.at_most)
+
     def describe(self) -> dict[str, Any]:
         """As a row of a record; open bounds are None."""
         found = asdict(self.estimate) if self.estimate else dict.fromkeys(("value", "low", "high"))
@@ -58,13 +64,20 @@ class Check:
             name: bound if isfinite(bound) else None
             for name, bound in (("at_least", self.at_least), ("at_most", self.at_most))
         }
-        return {"check": self.text} | found | bounds | {"counts": self.counts, "holds": self.holds}
+        return (
+            {"check": self.text}
+            | found
+            | bounds
+            | {"counts": self.counts, "holds": self.holds, "refuted": self.is_refuted}
+        )
 
 
 def give_verdict(checks: Iterable[Check]) -> str:
-    """ "reproduced" if every check that counts holds, "not" if none does, else "partly"."""
-    held = [check.holds for check in checks if check.counts]
-    return "reproduced" if held and all(held) else "partly" if any(held) else "not"
+    """Of the checks that count: "reproduced" if all hold, "partly" if some do, else "not" if one is refuted, or "open"."""
+    counted = [check for check in checks if check.counts]
+    if any(check.holds for check in counted):
+        return "reproduced" if all(check.holds for check in counted) else "partly"
+    return "not" if any(check.is_refuted for check in counted) else "open"
 
 
 def is_sensitive(line: Line) -> bool:

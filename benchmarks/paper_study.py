@@ -137,7 +137,10 @@ def study(lab: Lab, name: str, path: Path | None) -> str:
     for check in judged["checks"]:
         found = "nothing" if check["value"] is None else "{value:.3f} [{low:.3f}, {high:.3f}]".format(**check)
         beside = "" if check["counts"] else " (beside)"
-        print(f"  {'holds' if check['holds'] else 'fails'}: {check['check']}: {found}{beside}", flush=True)
+        print(
+            f"  {'holds' if check['holds'] else 'fails' if check['refuted'] else 'undecided'}: {check['check']}: {found}{beside}",
+            flush=True,
+        )
     print(f"{name}: {judged['verdict']}, {lab.seconds:.0f} s", flush=True)
     return str(judged["verdict"])
 

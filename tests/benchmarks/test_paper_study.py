@@ -87,11 +87,14 @@ def test_verdicts_follow_from_the_checks():
     yes, no = (Check(text="", estimate=as_estimate(value), at_least=0.5) for value in (0.6, 0.4))
     unclear = Check(text="", estimate=Estimate(value=0.6, low=0.4, high=0.8), at_least=0.5)
     missing = Check(text="", estimate=None, at_least=0.5)
-    assert [check.holds for check in (yes, no, unclear, missing)] == [True, False, False, False]
+    checks = (yes, no, unclear, missing)
+    assert [check.holds for check in checks] == [True, False, False, False]
+    assert [check.is_refuted for check in checks] == [False, True, False, False]
     beside = dataclasses.replace(no, counts=False)
     assert give_verdict([yes, yes, beside]) == "reproduced"
     assert give_verdict([yes, unclear]) == "partly"
-    assert give_verdict([no, unclear, missing]) == give_verdict([beside]) == "not"
+    assert give_verdict([no, unclear, missing]) == "not"
+    assert give_verdict([unclear, missing]) == give_verdict([beside]) == "open"
 
 
 DENSE, WORSE = make_answers(0.9), make_answers(0.3)
@@ -337,7 +340,7 @@ def test_pictures_of_what_there_is(tmp_path):
         "target_sweep": {f"target_{t}": t for t in (0.4, 0.7)},
     }
     check = {"check": "above", "value": 0.2, "low": 0.1, "high": 0.3, "at_least": 0.0, "at_most": None}
-    summary = {"rows": [], "checks": [check | {"claim": "width", "holds": True, "counts": True}]}
+    summary = {"rows": [], "checks": [check | {"claim": "width", "holds": True, "refuted": False, "counts": True}]}
 
     def save(name, metrics):
         record = build_record(

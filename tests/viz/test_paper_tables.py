@@ -3,9 +3,9 @@
 from elastic_attention.viz.paper_tables import render_checks, render_verdicts
 
 
-def make_check(claim, *, holds, value=0.5, low=0.4, high=0.6, at_least=None, at_most=None, counts=True):
+def make_check(claim, *, holds, refuted=False, value=0.5, low=0.4, high=0.6, at_least=None, at_most=None, counts=True):
     found = {"value": value, "low": low, "high": high, "at_least": at_least, "at_most": at_most}
-    return {"claim": claim, "check": f"{claim} is so", "counts": counts, "holds": holds} | found
+    return {"claim": claim, "check": f"{claim} is so", "counts": counts, "holds": holds, "refuted": refuted} | found
 
 
 ROWS = [
@@ -14,8 +14,8 @@ ROWS = [
 ]
 CHECKS = [
     make_check("width", holds=True, at_least=-0.03, at_most=0.03),
-    make_check("width", holds=False, at_least=1e-9),
-    make_check("width", holds=False, at_most=-1e-9, counts=False),
+    make_check("width", holds=False, refuted=True, at_least=1e-9),
+    make_check("width", holds=False, refuted=True, at_most=-1e-9, counts=False),
     make_check("width", holds=False, value=None, low=None, high=None, at_least=0.98),
 ]
 RECORD = {"metrics": {"rows": ROWS, "checks": CHECKS}}
@@ -36,4 +36,4 @@ def test_a_row_a_check():
     assert within[2:] == ["0.500 \\[0.400, 0.600\\]", "-0.03 to 0.03", "yes"]
     assert above[3:] == ["above 0", "no"]
     assert below[3:] == ["below 0", "no, beside"]
-    assert missing[2:] == ["–", "≥ 0.98", "no"]
+    assert missing[2:] == ["–", "≥ 0.98", "undecided"]

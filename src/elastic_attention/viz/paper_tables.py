@@ -64,4 +64,4 @@ def _write_asked(row: Mapping[str, Any]) -> str:
 
 def _write_result(row: Mapping[str, Any]) -> str:
     beside = "" if row.get("counts", True) else ", beside"
-    return ("yes" if row.get("holds") else "no") + beside
+    return ("yes" if row.get("holds") else "no" if row.get("refuted") else "undecided") + beside

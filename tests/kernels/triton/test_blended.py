@@ -114,6 +114,16 @@ def test_two_calls_of_a_kernel_for_one_path_are_as_good(device):
     check(results, (*(x.detach() for x in inputs), grad), SMALL)
 
 
+@pytest.mark.parametrize("attend", [None, attend_triton])
+def test_routes_may_be_a_part_of_a_larger_tensor(device, attend):
+    *inputs, _, grad = make_inputs(device, batch=2, num_queries=50, num_keys=70)
+    part = torch.rand(2, 5, device=device)[:, 1:3]
+    leaves = [x.requires_grad_() for x in (*inputs, part)]
+    out = blend_triton(*leaves, SMALL, 0.25, attend=attend)
+    results = out.detach(), *torch.autograd.grad(out, leaves, grad)
+    check(results, (*(x.detach() for x in leaves), grad), SMALL)
+
+
 def test_half_precision(device, half_dtypes):
     for dtype in half_dtypes:
         inputs = make_inputs(device, num_queries=70, num_keys=90, dtype=dtype)

@@ -107,8 +107,8 @@ def one_step(engine, recipe, tokenizer):
         engine.accumulate(pack.to(engine.device))
     values = engine.finish_step()
     named = zip(engine.source.state(), engine.source.parameters_to_train(), strict=False)
-    gradients = {name: parameter.grad.clone() for name, parameter in named}
-    gradients |= {f"constraint.{name}": p.grad.clone() for name, p in engine.constraint.named_parameters()}
+    gradients = {name: parameter.grad.cpu().clone() for name, parameter in named}
+    gradients |= {f"constraint.{name}": p.grad.cpu().clone() for name, p in engine.constraint.named_parameters()}
     measured = {name: value.tolist() for name, value in engine.measure(packs[0].to(engine.device)).items()}
     return {"values": values, "measured": measured}, gradients
 

@@ -79,9 +79,10 @@ class _Blend(torch.autograd.Function):
         attend: Attend | None,
     ) -> Tensor:
         shape = choose_shape(q, is_blended=True)
+        weights = route.float().contiguous()  # kernels take the routes of a sequence as one row after another
 
         def launch() -> tuple[Tensor, ...]:
-            given = q, k, v, route.float(), config, scale, spans
+            given = q, k, v, weights, config, scale, spans
             if attend is None:
                 out, paths = launch_blend(*given, shape, takes_descriptors(q))
             else:
@@ -89,17 +90,17 @@ class _Blend(torch.autograd.Function):
             return out, paths.sparse, paths.full, paths.sparse_lse, paths.full_lse
 
         out, *paths = compute_once(launch)
-        ctx.save_for_backward(q, k, v, route, *paths)
-        ctx.config, ctx.scale, ctx.spans = config, scale, spans
+        ctx.save_for_backward(q, k, v, weights, *paths)
+        ctx.config, ctx.scale, ctx.spans, ctx.dtype = config, scale, spans, route.dtype
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, route, sparse, full, sparse_lse, full_lse = ctx.saved_tensors
+        q, k, v, weights, sparse, full, sparse_lse, full_lse = ctx.saved_tensors
         paths = Paths(sparse=sparse, full=full, sparse_lse=sparse_lse, full_lse=full_lse)
-        dq, dk, dv, d_route = differentiate(grad, q, k, v, route.float(), paths, ctx.config, ctx.scale, ctx.spans)
-        return dq, dk, dv, d_route.to(route.dtype), None, None, None, None
+        dq, dk, dv, d_route = differentiate(grad, q, k, v, weights, paths, ctx.config, ctx.scale, ctx.spans)
+        return dq, dk, dv, d_route.to(ctx.dtype), None, None, None, None
 
 
 @on_its_device

@@ -30,9 +30,10 @@ bench: $(VENV)/.demo  ## The records behind the README's tables of times
 bench-gpu: $(VENV)/.demo  ## The records of speed on a GPU; the same command again measures what is missing
 	$(BIN)/python benchmarks/gpu_records.py --results results
 
-tables: $(VENV)/.demo  ## The tables of the README and of docs/performance.md from the records in results/
-	$(BIN)/elastic-attn report --tables README.md --results results
-	$(BIN)/elastic-attn report --tables docs/performance.md --results results
+tables: $(VENV)/.demo  ## The tables of the README and of docs/ from the records in results/
+	for page in README.md $$(grep -l '^<!-- table:' docs/*.md); do \
+	    $(BIN)/elastic-attn report --tables $$page --results results || exit 1; \
+	done
 
 clean:  ## Everything that can be made again, the virtual environment included
 	rm -rf $(VENV) $(SERVING) build dist src/*.egg-info .mypy_cache .ruff_cache .hypothesis demo-report.html

@@ -43,7 +43,7 @@ def draw_panels(found: dict[str, list[Row]]) -> Figure | None:
 
 
 def draw_checks(checks: Sequence[Row]) -> Figure:
-    """Every check as a line: its interval, and its bounds as grey marks; green holds, red is refuted, else undecided."""
+    """Every check as a line: its interval, and its bounds in grey; green holds, red is refuted."""
     known = [row for row in checks if row["value"] is not None]
     with figure_style():
         from matplotlib.figure import Figure

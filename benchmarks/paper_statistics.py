@@ -73,7 +73,7 @@ class Check:
 
 
 def give_verdict(checks: Iterable[Check]) -> str:
-    """Of the checks that count: "reproduced" if all hold, "partly" if some do, else "not" if one is refuted, or "open"."""
+    """Of those that count: "reproduced" if all hold, "partly" if some do, else "not" if one is refuted, else "open"."""
     counted = [check for check in checks if check.counts]
     if any(check.holds for check in counted):
         return "reproduced" if all(check.holds for check in counted) else "partly"

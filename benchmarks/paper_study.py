@@ -6,7 +6,7 @@
 Adapters and answers lie under --output, by recipe and by question, so that claims share them and the same command goes
 on after a kill. Several processes, on several GPUs, may be given the same command: each does what no other is at.
 The verdict follows from the intervals by a rule that was written before anything ran; until everything
-is answered it is "open". See docs/paper.md.
+is answered, and where no interval decides, it is "open". See docs/paper.md.
 """
 
 from __future__ import annotations
@@ -137,10 +137,8 @@ def study(lab: Lab, name: str, path: Path | None) -> str:
     for check in judged["checks"]:
         found = "nothing" if check["value"] is None else "{value:.3f} [{low:.3f}, {high:.3f}]".format(**check)
         beside = "" if check["counts"] else " (beside)"
-        print(
-            f"  {'holds' if check['holds'] else 'fails' if check['refuted'] else 'undecided'}: {check['check']}: {found}{beside}",
-            flush=True,
-        )
+        shown = "holds" if check["holds"] else "fails" if check["refuted"] else "undecided"
+        print(f"  {shown}: {check['check']}: {found}{beside}", flush=True)
     print(f"{name}: {judged['verdict']}, {lab.seconds:.0f} s", flush=True)
     return str(judged["verdict"])
 
@@ -163,8 +161,8 @@ def join_places(places: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def study_all(lab: Lab, names: Sequence[str], results: Path | None) -> dict[str, str]:
-    """Verdicts by claim; what other processes are at is taken up again when the rest is done."""
-    verdicts = dict.fromkeys(names, "open")
+    """Verdicts of the claims that were finished; what other processes are at comes again when the rest is done."""
+    verdicts: dict[str, str] = {}
     waiting = list(names)
     try:
         while waiting:
@@ -198,12 +196,13 @@ def summarize(results: Path, model: str) -> None:
         if record := records.get(row["claim"]):
             config, metrics = record["config"], record["metrics"]
             row |= {key: metrics[key] for key in ("title", "paper", "rule", "verdict")} | {"n": record["n"]}
-            row |= {"samples": config["samples"], "steps": config["scale"]["steps"]}
+            lengths = {n for suite in CLAIMS[row["claim"]].suites for n in config["scale"]["lengths"][suite]}
+            row |= {"samples": config["samples"], "steps": config["scale"]["steps"], "lengths": sorted(lengths)}
     checks = [{"claim": name} | check for name, record in records.items() for check in record["metrics"]["checks"]]
     newest = max(records.values(), key=lambda record: record["created"])
     record = build_record(
         COMMAND,
-        config={"claims": list(records), "scale": newest["config"]["scale"]},
+        config={"claims": list(records)},
         model=newest["model"],
         data={suite: facts for record in records.values() for suite, facts in record["data"].items()},
         device=newest["device"],
@@ -250,7 +249,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Study claims; 0 when all have a verdict, 1 while one is open."""
+    """Study claims; 0 when all are finished."""
     options, began = parse_options(arguments), time.monotonic()
     scale = find_scale(options.model)
     if options.lengths:
@@ -275,7 +274,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verdicts = study_all(lab, names, options.results)
     if options.results:
         summarize(options.results, scale.name)
-    return int("open" in verdicts.values())
+    return int(len(verdicts) < len(names))
 
 
 if __name__ == "__main__":

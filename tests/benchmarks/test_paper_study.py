@@ -256,12 +256,12 @@ def test_command_stops_in_time_goes_on_and_shares(tiny, tmp_path, monkeypatch):
     assert not path.exists()
     assert paper_study.main(arguments) == 0
     first = read_record(path)["metrics"]
-    assert first["verdict"] in ("reproduced", "partly", "not")
+    assert first["verdict"] in ("reproduced", "partly", "not", "open")
     assert [row["entry"] for row in first["trainings"]] == ["fa_ssa", "xa_ssa"]
     assert {row["entry"] for row in first["rows"] if row["kinds"] == "all"} == {"dense", "fa_ssa", "xa_ssa"}
 
     summary = read_record(tmp_path / "paper_tiny.json")["metrics"]
-    assert {row["claim"] for row in summary["rows"] if row["verdict"] != "open"} == {"xa_ssa"}
+    assert {row["claim"] for row in summary["rows"] if row["n"]} == {"xa_ssa"}
     assert len(summary["rows"]) == len(CLAIMS) and len(summary["checks"]) == len(first["checks"])
 
     def refuse(*_, **__):
@@ -295,7 +295,7 @@ def test_processes_leave_each_other_their_work(tiny, tmp_path, monkeypatch):
         corpora=None, samples=2, deadline=float("inf"),
     )  # fmt: skip
     lab = paper_lab.Lab(**settings)
-    assert paper_study.study_all(lab, ["xa_ssa"], tmp_path)["xa_ssa"] != "open"
+    assert "xa_ssa" in paper_study.study_all(lab, ["xa_ssa"], tmp_path)
     assert seen == ["dense", "other"]
     assert len(list((tmp_path / "paper" / "trained").glob("*/result.json"))) == 2
 

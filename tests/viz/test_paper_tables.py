@@ -9,7 +9,8 @@ def make_check(claim, *, holds, refuted=False, value=0.5, low=0.4, high=0.6, at_
 
 
 ROWS = [
-    {"claim": "width", "title": "Width matters little", "paper": "Tab. 3", "verdict": "partly", "n": 1200},
+    {"claim": "width", "title": "Width matters little", "paper": "Tab. 3", "verdict": "partly", "n": 1200}
+    | {"steps": 60, "lengths": [2048, 4096, 8000]},
     {"claim": "decode", "title": "Decode is sparse", "paper": "none", "verdict": "open", "n": 0},
 ]
 CHECKS = [
@@ -27,8 +28,8 @@ def list_cells(table):
 
 def test_a_row_a_claim():
     width, decode = list_cells(render_verdicts(RECORD))
-    assert width == ["Width matters little", "Tab. 3", "width", "partly", "1 of 3", "1,200"]
-    assert decode[3:5] == ["open", "–"]
+    assert width == ["Width matters little", "Tab. 3", "width", "partly", "1 of 3", "60", "2,048 to 8,000", "1,200"]
+    assert decode[3:] == ["open", "–", "–", "–", "–"]
 
 
 def test_a_row_a_check():

@@ -11,16 +11,22 @@ Record = Mapping[str, Any]
 
 
 def render_verdicts(record: Record) -> str:
-    """A row a claim: its verdict, and how many of the checks behind it hold."""
+    """A row a claim: its verdict, how many of the checks behind it hold, and what was trained and asked for it."""
     columns = (
         Column(key="title", heading="Claim", format=format_text),
         Column(key="paper", heading="Of", format=format_text),
         Column(key="claim", heading="Command", format=format_text),
         Column(key="verdict", heading="Verdict", format=format_text),
         Column(key="held", heading="Checks that hold", format=format_text),
-        Column(key="n", heading="Answers", format=format_count),
+        Column(key="steps", heading="Steps trained", format=format_count),
+        Column(key="span", heading="Prompt tokens", format=format_text),
+        Column(key="n", heading="Answers", format=_format_answers),
     )
-    return render_markdown(columns, [row | {"held": _count_held(record, row["claim"])} for row in list_rows(record)])
+    rows = [
+        row | {"held": _count_held(record, row["claim"]), "span": _write_span(row.get("lengths"))}
+        for row in list_rows(record)
+    ]
+    return render_markdown(columns, rows)
 
 
 def render_checks(record: Record) -> str:
@@ -42,6 +48,17 @@ def render_checks(record: Record) -> str:
 def _count_held(record: Record, claim: str) -> str:
     held = [row["holds"] for row in list_rows(record, "checks") if row["claim"] == claim and row["counts"]]
     return f"{sum(held)} of {len(held)}" if held else MISSING
+
+
+def _write_span(lengths: object) -> str:
+    if not isinstance(lengths, list) or not lengths:
+        return MISSING
+    ends = dict.fromkeys((min(lengths), max(lengths)))
+    return " to ".join(format_count(end) for end in ends)
+
+
+def _format_answers(value: object) -> str:
+    return format_count(value) if value else MISSING
 
 
 def _write_found(row: Mapping[str, Any]) -> str:

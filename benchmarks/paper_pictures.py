@@ -61,7 +61,9 @@ def draw_checks(checks: Sequence[Row]) -> Figure:
         labels = [f"{row['claim']}: {row['check']}" for row in known]
         axis.set_yticks(range(len(known)), labels, fontsize=7)
         axis.set_ylim(len(known) - 0.4, -0.6)
-        axis.set_xlabel("found, with its 95% interval; grey: what the rule asks; filled green: holds; red: refuted")
+        axis.set_xlabel(
+            "found, with its 95% interval; grey: what the rule asks; green: holds; red: refuted", fontsize=8
+        )
     return figure
 
 

@@ -49,6 +49,13 @@ def test_length_is_just_below_the_target(kind, target_tokens):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_short_prompts_have_something_to_say(kind):
+    for index in range(40):
+        sample = make(kind, index=index, target_tokens=900)
+        assert sample.answer.strip(), index
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_same_arguments_same_sample_and_others_differ(kind):
     first = make(kind)
     assert make(kind) == first

@@ -43,8 +43,10 @@ def render_training_hours(record: Record) -> str:
         rows.setdefault(cell, _name(row)).update(
             {f"gpu_hours_{packs}": row["gpu_hours"], f"hours_{packs}": row["hours_on_8_gpus_at_this_rate"]}
         )
-    paper = record["metrics"]["paper"]
-    last = {"way": f"the paper, {paper['gpu']}", "again": "", "gpus": paper["gpus"], "hours_24": paper["hours"]}
+    ordered = sorted(rows.values(), key=lambda row: row["gpu_hours_24"])
+    if paper := record["metrics"].get("paper"):
+        hours = {"hours_24": paper["hours"], "gpu_hours_24": paper["hours"] * paper["gpus"]}
+        ordered.append({"way": f"the paper, {paper['gpu']}", "again": "", "gpus": paper["gpus"], **hours})
     columns = (
         Column(key="way", heading="Attention", format=format_text),
         Column(key="again", heading="Runs again", format=format_text),
@@ -55,8 +57,7 @@ def render_training_hours(record: Record) -> str:
         Column(key="gpu_hours_48", heading="GPU hours, 48 packs a step", format=_format_tenths),
         Column(key="hours_48", heading="On 8 GPUs", format=_format_tenths),
     )
-    ordered = sorted(rows.values(), key=lambda row: row["gpu_hours_24"])
-    return render_markdown(columns, [*ordered, last | {"gpu_hours_24": paper["hours"] * paper["gpus"]}])
+    return render_markdown(columns, ordered)
 
 
 def _name(row: Row) -> Row:

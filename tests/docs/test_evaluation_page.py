@@ -13,7 +13,6 @@ import typer
 from elastic_attention.cli.app import app
 from elastic_attention.evaluation.plan import parse_method
 from elastic_attention.tasks.suite import SUITES
-from elastic_attention.viz import update_tables
 
 PAGE = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
@@ -43,13 +42,6 @@ def test_the_page_names_what_there_is():
     assert len(words) > 10
     for word in words:
         parse_method(word)
-
-
-def test_tables_are_up_to_date():
-    root = Path(__file__).parents[2]
-    if not (root / "results" / "ruler.json").is_file():
-        pytest.skip("results/ lacks ruler.json")
-    assert update_tables(root / "docs" / "evaluation.md", root / "results", check=True) == []
 
 
 @pytest.mark.skipif(find_spec("lm_eval") is None, reason="lm-evaluation-harness is not installed")

@@ -147,16 +147,6 @@ def test_report_is_that_of_the_handle(extra):
         assert made[key] == pytest.approx(wanted[key][0]), key
 
 
-def test_dense_chunks_go_their_own_way_beside_sparse_rows():
-    books = make_books()
-    step(books, {"a": (0, 100)}, new=[("a", 100, {})])
-    mixed = step(books, {"a": (100, 1), "b": (0, 60)}, new=[("b", 90, {})])
-    assert mixed.dense == (1,)
-    assert mixed.pieces.request.tolist() == [0] and mixed.pieces.is_sparse.tolist() == [True]
-    alone = step(books, {"b": (60, 20)})
-    assert alone.dense == () and alone.pieces is None
-
-
 def test_what_is_late_happens_once_at_the_end_of_its_step():
     books, done = make_books(), []
     step(books, {"a": (0, 100)}, new=[("a", 100, {})])

@@ -46,7 +46,6 @@ class StepPlan:
         slots: (R,) int64 on the device.
         deciding: (row, request) whose routes are decided in this step.
         pieces: queries cut for virtual sequences, on the host; None where every query is dense.
-        dense: rows whose chunks stay as they are beside those pieces.
         is_settled: no query follows a route that this very step decides.
         is_decoding: every request has one new token.
         spans: what each request of the step has to do.
@@ -55,7 +54,6 @@ class StepPlan:
     slots: Tensor
     deciding: tuple[tuple[int, RoutedRequest], ...]
     pieces: Pieces | None
-    dense: tuple[int, ...]
     is_settled: bool
     is_decoding: bool
     spans: tuple[Span, ...]
@@ -200,15 +198,13 @@ class RouteBooks:
                 is_settled = is_settled and end <= request.plan.sparse_from
             sparse_from = request.plan.sparse_from if request.is_decided else NEVER
             spans.append(Span(num_new=num_new, num_tokens=end, sparse_from=sparse_from))
-            has_sparse = has_sparse or spans[-1].has_sparse
+            has_sparse = has_sparse or end > sparse_from
         slots = torch.tensor([self.requests[name].slot for name in names], dtype=torch.int64)
-        dense = tuple(row for row, span in enumerate(spans) if has_sparse and span.num_new > 1 and not span.has_sparse)
-        pieces = cut_pieces(spans, streaming(self.config).block_size, leave_out=dense) if has_sparse else None
+        pieces = cut_pieces(spans, streaming(self.config).block_size) if has_sparse else None
         return StepPlan(
             slots=stage(slots, self.device),
             deciding=tuple(deciding),
             pieces=pieces,
-            dense=dense,
             is_settled=is_settled,
             is_decoding=all(span.num_new == 1 for span in spans),
             spans=tuple(spans),

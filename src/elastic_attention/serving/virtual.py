@@ -7,7 +7,7 @@ their rotation and causality is counted from the end, so a stock kernel needs no
 Shape letters: R requests of a step, S pieces, G KV heads, P tokens of a page, W pages of a request.
 """
 
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,11 +24,6 @@ class Span:
     num_new: int
     num_tokens: int
     sparse_from: int
-
-    @property
-    def has_sparse(self) -> bool:
-        """Do routes matter to the last of its queries?"""
-        return self.num_tokens > self.sparse_from
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,19 +49,18 @@ class Pieces:
         return Pieces(**{name: stage(getattr(self, name), device) for name in self.__slots__})
 
 
-def cut_pieces(spans: Sequence[Span], block: int, leave_out: Container[int] = ()) -> Pieces:
+def cut_pieces(spans: Sequence[Span], block: int) -> Pieces:
     """Dense queries of a request are one piece, sparse ones one piece a streaming block.
 
     Args:
         spans: in the order of the step.
         block: block size of the streaming pattern.
-        leave_out: rows of spans whose queries need no pieces.
     """
     rows: list[tuple[int, int, int, int, bool]] = []
     offset = 0
     for request, span in enumerate(spans):
         start = position = span.num_tokens - span.num_new
-        while position < span.num_tokens and request not in leave_out:
+        while position < span.num_tokens:
             is_sparse = position >= span.sparse_from
             edge = (position // block + 1) * block if is_sparse else span.sparse_from
             end = min(edge, span.num_tokens)

@@ -7,7 +7,6 @@ import copy
 import functools
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .layout import KeyReader, make_reader
@@ -36,10 +35,6 @@ class RoutedBuilder:
     def open_step(self, metadata: Any, common: Any) -> Any:
         """What the layers of the forward do beside the stock metadata; None for nothing."""
         return open_step(self, common)
-
-    def build_dense(self, common: Any) -> Any:
-        """Stock metadata of some of the requests of a step."""
-        return super().build(0, common)  # type: ignore[misc]
 
     def build_virtual(self, common: Any) -> Any:
         """Stock metadata of virtual sequences, whose heads are those of one KV head."""
@@ -82,11 +77,6 @@ class RoutedImpl:
                 # Without keys and values: they are cached already, and vLLM 0.26 would write them once more.
                 stock = super(RoutedImpl, self._narrow()).forward  # type: ignore[misc]
                 stock(layer, rows, None, None, pages, metadata, result, *args, **kwargs)
-                if step.dense is not None:
-                    chunks = step.dense.take(query)
-                    room = torch.empty_like(chunks)
-                    super().forward(layer, chunks, None, None, kv_cache, step.dense.metadata, room, *args, **kwargs)  # type: ignore[misc]
-                    step.dense.put_back(room, output)
                 return step.put_back(result, output)
         return super().forward(layer, query, key, value, kv_cache, attn_metadata, output, *args, **kwargs)  # type: ignore[misc]
 

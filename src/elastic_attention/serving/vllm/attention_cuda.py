@@ -21,7 +21,7 @@ from . import layout
 from .attention import RoutedBuilder, RoutedImpl
 from .decode_cuda import MOST_BYTES, DecodeBuffers, DecodeStep, count_bytes, count_requests
 from .layout import list_head_major
-from .step import Decision, LayerRouting, find_books, find_routing, open_step
+from .step import Decision, LayerRouting, find_first_routing, find_routing, open_step
 
 MIXED_SPLITS = 8
 MOST_SPLIT_SEQUENCES = 992  # FlashAttention 3 splits each sequence of larger batches alike, needed or not
@@ -42,7 +42,7 @@ class ElasticFlashBuilder(RoutedBuilder, FlashAttentionMetadataBuilder):
 
     def open_step(self, metadata: Any, common: Any) -> Any:
         """A step of single tokens reads buffers, as it may be the replay of a graph."""
-        self._routing = self._routing or find_books(self)
+        self._routing = self._routing or find_first_routing(self)
         most = count_requests(self.vllm_config)
         if self._routing is None:
             return None

@@ -68,7 +68,7 @@ class DecodeBuffers:
         if plan is None:
             return None
         spans = [(span.num_tokens - 1) // self._page for span in plan.spans]
-        return self._books.moves, spans, [span.has_sparse for span in plan.spans]
+        return self._books.moves, spans, [span.num_tokens > span.sparse_from for span in plan.spans]
 
     def _fill_tables(self, common: Any, plan: StepPlan | None, ends: Tensor) -> None:
         number, device = common.num_reqs, self._books.device
@@ -76,7 +76,7 @@ class DecodeBuffers:
         is_sparse = torch.zeros(number, dtype=torch.bool, device=device)
         if plan is not None:
             slots[: len(plan.slots)] = plan.slots
-            flags = torch.tensor([span.has_sparse for span in plan.spans])
+            flags = torch.tensor([span.num_tokens > span.sparse_from for span in plan.spans])
             is_sparse[: len(flags)] = stage(flags, device)
         request = torch.arange(number, device=device)
         last = common.seq_lens[:number].long()
@@ -92,7 +92,7 @@ class DecodeBuffers:
 class DecodeStep:
     """One step over `DecodeBuffers`; routes that are decided in it are decided when it is over."""
 
-    is_virtual, dense = True, None
+    is_virtual = True
 
     def __init__(self, metadata: Any, buffers: DecodeBuffers, number: int) -> None:
         """`number`: requests, with those of padding."""

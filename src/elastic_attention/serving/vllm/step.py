@@ -53,7 +53,7 @@ def find_routing(layer: Any) -> LayerRouting | None:
     return getattr(layer, _ATTRIBUTE, None)
 
 
-def find_books(builder: Any) -> LayerRouting | None:
+def find_first_routing(builder: Any) -> LayerRouting | None:
     """The routing of any routed layer that `builder` builds metadata for."""
     from vllm.config import get_layers_from_vllm_config
     from vllm.model_executor.layers.attention import Attention
@@ -64,7 +64,7 @@ def find_books(builder: Any) -> LayerRouting | None:
 
 def open_step(builder: Any, common: Any) -> "RoutedStep | None":
     """The plan of the forward that `builder` builds metadata for; None outside of requests."""
-    routing = find_books(builder)
+    routing = find_first_routing(builder)
     if routing is None or not routing.books.is_open:
         return None
     plan = routing.books.plan_step(layout.list_rows(routing.runner, common))
@@ -82,10 +82,10 @@ class RoutedStep:
         self._page: int = builder.block_size
         self._decision = Decision(books, plan, common.block_table_tensor) if plan.deciding else None
         self._tables: tuple[Tensor, Tensor] | None = None
-        self.dense = DenseChunks(builder, common, plan) if plan.dense else None
         if plan.pieces is not None:
             heads = books.routes.shape[2]
             order = gather_order(plan.pieces, heads)
+            self._num_rows = len(order)
             # Rows of decoding stand in order already.
             self._order = None if plan.is_decoding else stage(order, books.device)
             self._starts_on_host = virtual_starts(plan.pieces, heads)
@@ -124,10 +124,9 @@ class RoutedStep:
             lengths=lengths,
             table=table,
             longest=self._longest,
-            num_tokens=int(self._starts_on_host[-1]),
+            num_tokens=self._num_rows,
         )
-        heads = self._books.routes.shape[2]
-        rows = query[: self._common.num_actual_tokens].reshape(-1, query.shape[-2] // heads, query.shape[-1])
+        rows = query[: self._common.num_actual_tokens].reshape(self._num_rows, -1, query.shape[-1])
         rows = rows if self._order is None else rows[self._order]
         return rows, layout.split_heads(cache), self._builder.build_virtual(common)
 
@@ -143,42 +142,8 @@ class RoutedStep:
 
     def _view_rows(self, output: Tensor) -> Tensor:
         """(T, H, D) or (T, H * D) as (token, KV head) rows (T * G, p, D), never a copy."""
-        tokens, base = self._common.num_actual_tokens, self._books.config.base_model
-        return output[:tokens].view(-1, base.num_q_heads // base.num_kv_heads, base.head_dim)
-
-
-class DenseChunks:
-    """Chunks of prompts that no route touches yet, for the stock kernel as they are.
-
-    Attributes:
-        metadata: stock metadata of these requests.
-    """
-
-    def __init__(self, builder: Any, common: Any, plan: StepPlan) -> None:
-        lengths = torch.tensor([plan.spans[row].num_new for row in plan.dense])
-        begins = common.query_start_loc_cpu[list(plan.dense)].long()
-        starts = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]).int()
-        tokens = [torch.arange(int(b), int(b + n)) for b, n in zip(begins, lengths, strict=True)]
-        rows, device = stage(plan.dense, common.seq_lens.device), common.seq_lens.device
-        self._tokens = stage(torch.cat(tokens), device)
-        dense = layout.replace_rows(
-            common,
-            starts=stage(starts, device),
-            starts_on_host=starts,
-            lengths=common.seq_lens[rows],
-            table=common.block_table_tensor[rows],
-            longest=int(lengths.max()),
-            num_tokens=len(self._tokens),
-        )
-        self.metadata = builder.build_dense(dense)
-
-    def take(self, query: Tensor) -> Tensor:
-        """The queries (n, H, D) of these chunks among those (T, H, D) of the step."""
-        return query[self._tokens]
-
-    def put_back(self, result: Tensor, output: Tensor) -> None:
-        """Write results (n, H, D) to the tokens they belong to."""
-        output.view(len(output), *result.shape[1:])[self._tokens] = result
+        shape = (self._num_rows, -1, self._books.config.base_model.head_dim)
+        return output[: self._common.num_actual_tokens].view(shape)
 
 
 class Decision:

@@ -289,8 +289,8 @@ def from_dict(cls: type[T], data: Any, where: str = "") -> T:
     fields = {item.name: item for item in dataclasses.fields(cls) if item.init}  # type: ignore[arg-type]
     if unknown := sorted(set(data) - set(fields)):
         near = {name: difflib.get_close_matches(name, fields, 1) for name in unknown}
-        hints = [f" Did you mean {match[0]!r} instead of {name!r}?" for name, match in near.items() if match]
-        raise ValueError(f"{where} has unknown keys {unknown}; known keys are {sorted(fields)}.{''.join(hints)}")
+        advice = [f" Did you mean {match[0]!r} instead of {name!r}?" for name, match in near.items() if match]
+        raise ValueError(f"{where} has unknown keys {unknown}; known keys are {sorted(fields)}.{''.join(advice)}")
     required = {
         name
         for name, item in fields.items()

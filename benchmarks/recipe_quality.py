@@ -102,7 +102,7 @@ class Questions:
     def ask(self, method: Method) -> None:
         """Ask what is not answered yet."""
         identity = {"model": self.base.describe()}
-        if method.folder:
+        if method.folder or method.name == "routed":  # without a folder: what ships for the model
             identity["adapter"] = digest_adapter(method.folder, self.base.model)
         with hush_transformers():
             run_plan(

@@ -1,12 +1,15 @@
 """Recipes of one model side by side: what is compared, and the command on a tiny model."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import recipe_quality
 from filelock import FileLock
 
 from elastic_attention.evaluation.answer_log import Line
+from elastic_attention.evaluation.methods import Method
+from elastic_attention.evaluation.plan import EvalPlan
 from elastic_attention.records import read_record
 from elastic_attention.tasks.suite import Skipped
 from evaluation.word_suite import WordSuite
@@ -121,3 +124,16 @@ def test_only_what_dense_masters_counts():
     assert router["relative_all_value"] == pytest.approx(0.95)
     gains = {(gain["router"], gain["mask"], gain["kinds"]): gain["value"] for gain in found["gains"]}
     assert gains["router", "mask", "sensitive"] == pytest.approx(0.4) and set(gain[0] for gain in gains) == {"router"}
+
+
+@pytest.mark.parametrize("method", [Method(name="routed"), Method(name="static", folder="here"), Method(name="dense")])
+def test_answers_belong_to_the_routers_that_gave_them(method, tmp_path, monkeypatch):
+    """Those that ship count as well: new ones must not go on with the answers of the old ones."""
+    asked = {}
+    monkeypatch.setattr(recipe_quality, "run_plan", lambda *_, identity, **__: asked.update(identity))
+    monkeypatch.setattr(recipe_quality, "digest_adapter", lambda folder, model: f"digest of {folder}")
+    base = SimpleNamespace(model=None, tokenizer=None, describe=lambda: {"name": "tiny"})
+    plan = EvalPlan(tasks=("plain",), lengths=(80,), samples=1, methods=(method,))
+    recipe_quality.Questions(base=base, suite=KindSuite(), plan=plan, output=tmp_path, workers=0).ask(method)
+    read = {} if method.name == "dense" else {"adapter": f"digest of {method.folder}"}
+    assert asked == {"model": {"name": "tiny"}} | read

@@ -1,7 +1,7 @@
 """The part for GPUs, wired as there but with a kernel of PyTorch: layouts, tables, rows and routes are right."""
 
 import pytest
-from served_models import HEADS, make_params, run_engine
+from served_models import HEADS, make_params, make_prompts, run_engine
 from test_exact import NEW, check, draw_requests
 
 import elastic_attention.serving.vllm.attention as attention
@@ -38,3 +38,13 @@ def test_requests_in_chunks_with_prefix_caching(flash, served, policy):
     for _ in range(2):
         check(served, run_engine(engine, prompts, params), prompts, extras, policy=policy)
     assert 1 in fake_flash.HEADS_SEEN and {1, HEADS} >= fake_flash.HEADS_SEEN
+
+
+def test_a_cached_prompt_whose_last_token_follows_the_routes_it_decides(flash, served):
+    """All blocks but the last token's come from the cache, so a step of single tokens decides behind the first chunk."""
+    serving = dict(policy="first_chunk", first_chunk_tokens=128)
+    engine = flash(serving=serving, enable_prefix_caching=True, max_num_seqs=8)
+    prompts = make_prompts([257] * 4, seed=23)
+    for _ in range(2):
+        for prompt in prompts:
+            check(served, run_engine(engine, [prompt], [make_params(NEW)]), [prompt], [{}], policy="first_chunk")

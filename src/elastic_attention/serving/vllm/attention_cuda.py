@@ -52,10 +52,12 @@ class ElasticFlashBuilder(RoutedBuilder, FlashAttentionMetadataBuilder):
         if self._buffers is None:
             self._buffers = DecodeBuffers(books, most, common.block_table_tensor.shape[1], self.block_size)
         plan = books.plan_step(layout.list_rows(self._routing.runner, common)) if books.is_open else None
-        self._buffers.fill(common, plan)
         if plan is not None and plan.deciding:
             decision = Decision(books, plan, common.block_table_tensor)
+            if not plan.is_settled:  # all keys that such a request decides from came out of the prefix cache
+                self._decide_all(decision)
             books.do_late(lambda: self._decide_all(decision))
+        self._buffers.fill(common, plan)
         return DecodeStep(metadata, self._buffers, common.num_reqs)
 
     @torch.inference_mode()

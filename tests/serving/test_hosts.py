@@ -5,7 +5,7 @@ from served_tokenizer import NAME
 
 pytest.importorskip("fastapi")
 
-from elastic_attention.serving.server.hosts import list_allowed_hosts
+from elastic_attention.serving.server.hosts import _read_name, list_allowed_hosts
 
 BODY = {"model": NAME, "prompt": "The boat is red.", "max_tokens": 1}
 
@@ -48,6 +48,21 @@ def test_other_names_are_refused(ask, host):
     assert refused.status_code == 403
     assert f"--allowed-host {host.partition(':')[0]}" in refused.json()["error"]["message"]
     assert ask("localhost").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example:", "evil`s.example", "evil.example@localhost", "localhost@evil.example", ""]
+)
+def test_malformed_names_are_not_taken_for_the_servers_own(ask, host):
+    assert ask(host).status_code == 403
+
+
+def test_without_a_name_it_is_the_servers_address():
+    def read(*headers, server=("127.0.0.1", 8000)):
+        return _read_name({"type": "http", "headers": [(b"host", value) for value in headers], "server": server})
+
+    assert read() == "127.0.0.1" and read(server=None) is None
+    assert read(b"localhost", b"evil.example") is None and read(b"[::1]:80") == "::1" and read(b"Box.lan") == "box.lan"
 
 
 def test_the_guard_of_another_server(monkeypatch):

@@ -109,3 +109,14 @@ def test_a_model_that_cannot_do_what_the_recipe_asks_is_given_back(tmp_path, mon
     with pytest.raises(UnsupportedModel, match="layers again"):
         train(make_recipe(tmp_path, recompute_layers=True), tmp_path / "run", **given)
     assert find_handle(given["model"]) is None and all(p.requires_grad for p in given["model"].parameters())
+
+
+def test_a_model_that_cannot_be_fused_does_not_stay_recomputed(tmp_path, monkeypatch):
+    def refuse(model, *_, **__):
+        raise UnsupportedModel("no layers with norms")
+
+    monkeypatch.setattr("elastic_attention.training.engine.fuse_layers", refuse)
+    given = parts()
+    with pytest.raises(UnsupportedModel, match="norms"):
+        train(make_recipe(tmp_path, recompute_layers=True, fuse_layers=True), tmp_path / "run", **given)
+    assert not any(getattr(module, "gradient_checkpointing", False) for module in given["model"].modules())

@@ -78,10 +78,10 @@ class Engine:
         self._output: tuple[Tensor, float] | None = None
         self.skipped = self._skipped_in_a_row = 0
         try:
+            if recipe.fuse_layers:  # first, for it refuses all models that the other does, and changes nothing then
+                fuse_layers(model, True)
             if recipe.recompute_layers:
                 recompute_layers(model, True, keeps_attention=recipe.keep_attention)
-            if recipe.fuse_layers:
-                fuse_layers(model, True)
         except BaseException:  # nobody can close what was never there
             self._give_back()
             raise

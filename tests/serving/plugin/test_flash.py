@@ -41,7 +41,7 @@ def test_requests_in_chunks_with_prefix_caching(flash, served, policy):
 
 
 def test_a_cached_prompt_whose_last_token_follows_the_routes_it_decides(flash, served):
-    """All blocks but the last token's come from the cache, so a step of single tokens decides behind the first chunk."""
+    """All blocks but the last token's are cached, so a step of single tokens decides behind the first chunk."""
     serving = dict(policy="first_chunk", first_chunk_tokens=128)
     engine = flash(serving=serving, enable_prefix_caching=True, max_num_seqs=8)
     prompts = make_prompts([257] * 4, seed=23)

@@ -5,9 +5,9 @@ rebinding). Its requests still carry its name in the Host header, which is how t
 """
 
 import ipaddress
+import re
 from collections.abc import Callable, Iterable
 
-from starlette.datastructures import URL
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -15,6 +15,7 @@ from .replies import make_error
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 ANY = "*"
+_HOST = re.compile(r"(?:\[([^\s\[\]@/]+)\]|([^\s\[\]:@/?#\\]+))(?::[0-9]*)?")
 
 
 def list_allowed_hosts(host: str, given: Iterable[str]) -> frozenset[str] | None:
@@ -53,7 +54,10 @@ class HostCheck:
 
 
 def _read_name(scope: Scope) -> str | None:
-    try:
-        return URL(scope=scope).hostname
-    except ValueError:  # no name that a URL can have
-        return None
+    """The name in the Host header, None where it is malformed; without one, as in HTTP/1.0, the server's address."""
+    given = [value for key, value in scope["headers"] if key == b"host"]
+    if not given:
+        return str(scope["server"][0]) if scope.get("server") else None
+    # Not by Starlette's URL: it takes the server's own address where the header is malformed.
+    found = _HOST.fullmatch(given[0].decode("latin-1")) if len(given) == 1 else None
+    return (found[1] or found[2]).lower() if found else None

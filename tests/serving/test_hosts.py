@@ -17,6 +17,11 @@ def test_names_of_a_server():
     assert list_allowed_hosts("0.0.0.0", []) is None
     assert list_allowed_hosts("0.0.0.0", ["box.lan"]) == own | {"0.0.0.0", "box.lan"}
     assert list_allowed_hosts("127.0.0.1", ["*"]) is None
+    assert list_allowed_hosts("127.0.0.1", ["box.lan:8000", "[fe80::1]", "fe80::2"]) == own | {
+        "box.lan",
+        "fe80::1",
+        "fe80::2",
+    }
 
 
 @pytest.fixture

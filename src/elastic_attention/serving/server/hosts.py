@@ -24,7 +24,7 @@ def list_allowed_hosts(host: str, given: Iterable[str]) -> frozenset[str] | None
     On this computer alone these are its own names, and `given` adds others. A server that is open to a network cannot
     know its names, so it checks them only where some are `given`. "*" is every name.
     """
-    names = frozenset(name.lower() for name in given)
+    names = frozenset(_parse_name(name) or name.lower() for name in given)
     if ANY in names or not (names or _is_loopback(host)):
         return None
     return names | LOOPBACK | {host.lower()}
@@ -59,5 +59,10 @@ def _read_name(scope: Scope) -> str | None:
     if not given:
         return str(scope["server"][0]) if scope.get("server") else None
     # Not by Starlette's URL: it takes the server's own address where the header is malformed.
-    found = _HOST.fullmatch(given[0].decode("latin-1")) if len(given) == 1 else None
+    return _parse_name(given[0].decode("latin-1")) if len(given) == 1 else None
+
+
+def _parse_name(host: str) -> str | None:
+    """The name of `host` without its port and brackets, None where it is malformed."""
+    found = _HOST.fullmatch(host)
     return (found[1] or found[2]).lower() if found else None

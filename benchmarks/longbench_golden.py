@@ -8,7 +8,6 @@ project's metrics.
 
 from __future__ import annotations
 
-import argparse
 import ast
 import hashlib
 import json
@@ -18,6 +17,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from golden import write_golden
 from longbench_cases import METRICS, SHOWN, digest, make_cases, make_records, make_responses
 
 OFFICIAL = {
@@ -80,16 +80,5 @@ def run_official(folder: Path) -> dict[str, Any]:
     return result
 
 
-def main() -> None:
-    """Write the golden file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="a clone of github.com/THUDM/LongBench")
-    parser.add_argument("output", type=Path, help="the JSON file to write")
-    options = parser.parse_args()
-    golden = run_official(options.folder)
-    options.output.write_text(json.dumps(golden, ensure_ascii=False, separators=(",", ":")) + "\n", encoding="utf-8")
-    print(f"{options.output}: {options.output.stat().st_size / 1e3:.0f} kB")
-
-
 if __name__ == "__main__":
-    main()
+    write_golden(__doc__, "THUDM/LongBench", run_official)

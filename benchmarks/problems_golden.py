@@ -7,13 +7,12 @@ same answers again from their seeds and score them with this project's rules.
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from golden import write_golden
 from longbench_cases import CASES, SHOWN, Dice, digest
 
 SOLUTION = (
@@ -120,16 +119,5 @@ def describe(cases: Sequence[Case], score: Callable[[str, str], float]) -> dict[
     return {"digests": digest(scores), "right": sum(scores), "cases": shown}
 
 
-def main() -> None:
-    """Write the golden file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="a clone of github.com/openai/grade-school-math")
-    parser.add_argument("output", type=Path, help="the JSON file to write")
-    options = parser.parse_args()
-    golden = run_official(options.folder)
-    options.output.write_text(json.dumps(golden, ensure_ascii=False, separators=(",", ":")) + "\n", encoding="utf-8")
-    print(f"{options.output}: {options.output.stat().st_size / 1e3:.0f} kB")
-
-
 if __name__ == "__main__":
-    main()
+    write_golden(__doc__, "openai/grade-school-math", run_official)

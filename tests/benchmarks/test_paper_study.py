@@ -17,13 +17,12 @@ from paper_recipes import Scale, set_intervals
 from paper_rules import Found
 from paper_sharing import Busy
 from paper_statistics import Check, Estimate, estimate, find_mastered, give_verdict, is_sensitive, pick
+from tiny_study import SETTINGS, KindSuite
 
 from elastic_attention.evaluation.answer_log import Line
 from elastic_attention.evaluation.session import Base
 from elastic_attention.records import build_record, read_record, write_record
-from elastic_attention.tasks.suite import Skipped
 from elastic_attention.training.recipe import Interval
-from evaluation.word_suite import WordSuite
 from made_rows import make_rows, make_tokenizer, write_rows
 from tiny_models import make_model
 
@@ -178,16 +177,10 @@ def test_targets_and_intervals():
     assert set_intervals(recipe, Training()) == recipe
 
 
-class KindSuite(WordSuite):
-    """`WordSuite` under the name and with the categories of the mixture."""
+class MixtureSuite(KindSuite):
+    """Under the name and with the categories of the mixture."""
 
-    name, tasks, headline = "mixture", ("plain", "targets"), ("plain", "targets")
-    substitutes = {}
-
-    def build(self, task, indexes, **arguments):
-        for sample in super().build(task, indexes, **arguments):
-            kind = "robust" if task == "targets" else "sensitive"
-            yield sample if isinstance(sample, Skipped) else dataclasses.replace(sample, category=kind)
+    name, kinds = "mixture", {"plain": "sensitive", "targets": "robust"}
 
 
 TINY = Scale(
@@ -217,18 +210,8 @@ files = ["{rows}"]
 tokens = 410
 cache = "{tmp_path / "cache"}"
 over_long = "skip"
-[pattern]
-num_sink_tokens = 16
-local_window = 32
-block_size = 16
-[routes]
-init_std = 0.5
-pooled_tokens = 8
-[intervals]
-single_qa = {{ low = 0.2, high = 0.3 }}
-few_shot = {{ low = 0.8, high = 1.0 }}
-code = {{ low = 0.8, high = 1.0 }}
 """
+        + SETTINGS
     )
     model = make_model(vocab_size=600, max_position_embeddings=4096)
     cpu, tokenizer = torch.device("cpu"), make_tokenizer()
@@ -236,7 +219,7 @@ code = {{ low = 0.8, high = 1.0 }}
     monkeypatch.setattr(paper_study, "ROOT", tmp_path)
     monkeypatch.setattr(paper_study, "open_base", lambda *_, **__: base)
     monkeypatch.setattr(paper_study, "find_scale", lambda model: TINY)
-    monkeypatch.setattr(paper_lab, "open_suite", lambda name, **_: KindSuite())
+    monkeypatch.setattr(paper_lab, "open_suite", lambda name, **_: MixtureSuite())
     return ["--output", str(tmp_path / "paper"), "--corpora", "", "--samples", "3"]
 
 

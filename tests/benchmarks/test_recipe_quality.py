@@ -1,18 +1,16 @@
 """Recipes of one model side by side: what is compared, and the command on a tiny model."""
 
-import dataclasses
 from types import SimpleNamespace
 
 import pytest
 import recipe_quality
 from filelock import FileLock
+from tiny_study import SETTINGS, KindSuite
 
 from elastic_attention.evaluation.answer_log import Line
 from elastic_attention.evaluation.methods import Method
 from elastic_attention.evaluation.plan import EvalPlan
 from elastic_attention.records import read_record
-from elastic_attention.tasks.suite import Skipped
-from evaluation.word_suite import WordSuite
 from made_rows import make_rows, make_tokenizer, write_rows
 from tiny_models import make_model
 
@@ -25,30 +23,14 @@ files = ["train.jsonl"]
 heldout_files = ["train.jsonl"]
 tokens = 410
 per_step = 1
-[pattern]
-num_sink_tokens = 16
-local_window = 32
-block_size = 16
-[routes]
-init_std = 0.5
-pooled_tokens = 8
-[intervals]
-single_qa = { low = 0.2, high = 0.3 }
-few_shot = { low = 0.8, high = 1.0 }
-code = { low = 0.8, high = 1.0 }
 """
 MASK = 'extends = "head.toml"\n[routes]\nsource = "static"\n[pattern]\nkind = "triangle"\n'
 
 
-class KindSuite(WordSuite):
-    """`WordSuite` with the categories of the mixture."""
+class MixtureSuite(KindSuite):
+    """With the categories of the mixture."""
 
-    tasks, headline, substitutes = ("plain", "targets"), ("plain", "targets"), {}
-
-    def build(self, task, indexes, **arguments):
-        for sample in super().build(task, indexes, **arguments):
-            kind = "code" if task == "targets" else "multi_qa"
-            yield sample if isinstance(sample, Skipped) else dataclasses.replace(sample, category=kind)
+    kinds = {"plain": "multi_qa", "targets": "code"}
 
 
 @pytest.fixture
@@ -56,11 +38,11 @@ def tiny(tmp_path, monkeypatch):
     make_model(vocab_size=600, max_position_embeddings=4096).save_pretrained(tmp_path / "models" / "tiny")
     make_tokenizer().save_pretrained(tmp_path / "models" / "tiny")
     write_rows(tmp_path / "train.jsonl", make_rows(24))
-    (tmp_path / "head.toml").write_text(HEAD)
+    (tmp_path / "head.toml").write_text(HEAD + SETTINGS)
     (tmp_path / "mask.toml").write_text(MASK)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ELASTIC_ATTENTION_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(recipe_quality, "open_suite", lambda name, **_: KindSuite())
+    monkeypatch.setattr(recipe_quality, "open_suite", lambda name, **_: MixtureSuite())
     return ["head.toml", "mask.toml", "--json", "record.json", "--lengths", "80", "--samples", "2", "--device", "cpu"]
 
 
@@ -134,6 +116,6 @@ def test_answers_belong_to_the_routers_that_gave_them(method, tmp_path, monkeypa
     monkeypatch.setattr(recipe_quality, "digest_adapter", lambda folder, model: f"digest of {folder}")
     base = SimpleNamespace(model=None, tokenizer=None, describe=lambda: {"name": "tiny"})
     plan = EvalPlan(tasks=("plain",), lengths=(80,), samples=1, methods=(method,))
-    recipe_quality.Questions(base=base, suite=KindSuite(), plan=plan, output=tmp_path, workers=0).ask(method)
+    recipe_quality.Questions(base=base, suite=MixtureSuite(), plan=plan, output=tmp_path, workers=0).ask(method)
     read = {} if method.name == "dense" else {"adapter": f"digest of {method.folder}"}
     assert asked == {"model": {"name": "tiny"}} | read

@@ -21,7 +21,7 @@ import gpu_kernels
 import gpu_model
 
 _MODULES = {"gpu_kernels": gpu_kernels, "gpu_model": gpu_model}
-_QWEN = "--model qwen3-8b --fused"
+_QWEN, _LLAMA = "--model qwen3-8b --fused", "--model llama-3.1-8b --fused"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,15 +79,36 @@ STEPS = (
         name="llama",
         module="gpu_model",
         longest=12,
-        options="--model llama-3.1-8b --fused --only prefill decode --lengths 131072 --dense fa3 --pairs fa-ssa "
-        "--ratios .7 --decode-cells 131072/4",
+        options=f"{_LLAMA} --only decode prefill --lengths 131072 --dense fa3 --pairs fa-ssa --ratios .7 .5 .85 1 0 "
+        "--decode-cells 131072/4 131072/1 65536/8 262144/1",
     ),
     Step(name="batches", module="gpu_model", longest=15, options=f"{_QWEN} --only batches --dense fa3"),
+    Step(name="llama batches", module="gpu_model", longest=15, options=f"{_LLAMA} --only batches --dense fa3"),
     Step(
         name="256K",
         module="gpu_model",
         longest=40,
-        options=f"{_QWEN} --only prefill --lengths 262144 --dense fa3 --pairs fa-ssa xa-ssa --ratios .7 "
+        options=f"{_QWEN} --only prefill --lengths 262144 --dense fa3 --pairs fa-ssa xa-ssa --ratios .7 1 .85 .5 0 "
+        "--densities .15",
+    ),
+    Step(
+        name="llama short",
+        module="gpu_model",
+        longest=6,
+        options=f"{_LLAMA} --only prefill --lengths 65536 32768 16384 8192 --dense fa3 --pairs fa-ssa",
+    ),
+    Step(
+        name="llama pairs",
+        module="gpu_model",
+        longest=9,
+        options=f"{_LLAMA} --only prefill --lengths 131072 --dense fa3 --pairs fa-xa xa-ssa fa-ta "
+        "--densities .15 .05 .3",
+    ),
+    Step(
+        name="llama 256K",
+        module="gpu_model",
+        longest=40,
+        options=f"{_LLAMA} --only prefill --lengths 262144 --dense fa3 --pairs fa-ssa xa-ssa --ratios .7 "
         "--densities .15",
     ),
     Step(

@@ -8,19 +8,20 @@ from typing import Any
 
 import torch
 from paper_claims import Claim, Entry, Training
-from paper_lab import Lab
+from paper_lab import Lab, name_adapter
 from paper_samples import KeptSuite
 from paper_sharing import hold
 from paper_statistics import RESAMPLES, Estimate, Seeds, bootstrap_mean, is_robust, is_sensitive
 from torch import Tensor
 
 from elastic_attention import attach
-from elastic_attention.evaluation.answer_log import AnswerLog, Line, make_line
-from elastic_attention.evaluation.asking import ask_samples
+from elastic_attention.evaluation.answer_log import AnswerLog, Line, make_line, make_skipped_line
+from elastic_attention.evaluation.asking import ask_samples, pad_prompts
 from elastic_attention.evaluation.plan import Batch, EvalPlan, Shard, list_batches
 from elastic_attention.evaluation.readers import Reader, read_routes, write_routes
+from elastic_attention.models.answers import pad_token
 from elastic_attention.models.generation import probe_routes
-from elastic_attention.tasks.suite import SuiteSample
+from elastic_attention.tasks.suite import Skipped, SuiteSample
 
 CHANGING, CONSTANT = 0.5, 0.1
 PROMPTS = 8  # of a task, for the likeness of tasks
@@ -114,7 +115,7 @@ def measure_probe(lab: Lab, claim: Claim, found: dict[str, Seeds]) -> Figures:
     suite = lab.open("mixture")
     plan = lab.plan(entry, 0, suite, found)
     adapter = lab.train(entry, 0)
-    folder = lab.output / "answers" / "mixture" / f"probe-{adapter.parent.name}-{plan.samples}"
+    folder = lab.output / "answers" / "mixture" / f"probe-{name_adapter(str(adapter))}-{plan.samples}"
     with hold(folder):
         folder.mkdir(exist_ok=True)
         log = AnswerLog(folder, Shard())
@@ -142,20 +143,25 @@ def _ask_probed(
             built = suite.build(
                 batch.task, batch.indexes, length=batch.length, seed=plan.seed, tokenizer=lab.base.tokenizer
             )
-            log.add(list(_answer_probed(handle, suite, lab.base.tokenizer, built)))
+            log.add(list(answer_probed(handle, suite, lab.base.tokenizer, list(built))))
             lab.check_time()
     finally:
         handle.detach()
 
 
-def _answer_probed(handle: Any, suite: Any, tokenizer: Any, built: Iterator[Any]) -> Iterator[Line]:
-    for sample in built:
-        if isinstance(sample, SuiteSample):
-            routes = probe_routes(handle, torch.tensor([sample.prompt_ids], device=handle.model.device))
-            reader = Reader(handle=handle, choose_routes=lambda ids, routes=routes: routes)
-            (reply,) = ask_samples(reader, tokenizer, [sample])
-            reply.books["routes"] = write_routes(routes[0], handle.routed_layers)
-            yield make_line("probe", sample, reply, suite.score(reply.answer, sample))
+def answer_probed(handle: Any, suite: Any, tokenizer: Any, built: Sequence[SuiteSample | Skipped]) -> Iterator[Line]:
+    """The lines of a batch whose routes a probe has decided."""
+    for entry in built:
+        if isinstance(entry, Skipped):
+            yield make_skipped_line("probe", entry)
+    samples = [entry for entry in built if isinstance(entry, SuiteSample)]
+    if not samples:
+        return
+    routes = probe_routes(handle, *pad_prompts(samples, pad_token(tokenizer), handle.model.device))
+    reader = Reader(handle=handle, choose_routes=lambda ids: routes)
+    for row, (sample, reply) in enumerate(zip(samples, ask_samples(reader, tokenizer, samples), strict=True)):
+        reply.books["routes"] = write_routes(routes[row], handle.routed_layers)
+        yield make_line("probe", sample, reply, suite.score(reply.answer, sample))
 
 
 def _pool(handle: Any, ids: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from paper_statistics import Seeds, estimate, is_robust, is_sensitive, pick
 
 from elastic_attention import ElasticConfig
 from elastic_attention.config import StreamingConfig
+from elastic_attention.errors import ElasticAttentionError
 from elastic_attention.evaluation.answer_log import AnswerLog, Line
 from elastic_attention.evaluation.methods import Method, settle_method
 from elastic_attention.evaluation.plan import EvalPlan, Shard, list_batches
@@ -42,6 +43,15 @@ class TimeUp(Exception):
     """The minutes are used up; what is done is on the disk."""
 
 
+class StudyPlan(EvalPlan):
+    """A plan that calls adapters by their fingerprint and not by their place, so answers may move to another folder."""
+
+    def describe(self) -> dict[str, Any]:
+        """As a run's file holds it."""
+        methods = [asdict(method) | {"folder": name_adapter(method.folder)} for method in self.methods]
+        return asdict(self) | {"methods": methods}
+
+
 @dataclass(kw_only=True)
 class Lab:
     """One model, one output folder, one time limit.
@@ -51,7 +61,7 @@ class Lab:
         corpora: folder of `tasks.corpora`; None = the texts in the package.
         deadline: of `time.monotonic()`.
         trainings: rows of a record, of what the entries of a claim so far were trained with.
-        places: device, package and versions behind its answers so far.
+        places: device, model, package and versions behind its answers so far.
         began: of `time.time()`.
     """
 
@@ -60,7 +70,6 @@ class Lab:
     recipes: Path
     output: Path
     corpora: str | None
-    samples: int
     deadline: float
     batch_tokens: int = 1
     workers: int = 0
@@ -81,6 +90,27 @@ class Lab:
         if time.monotonic() >= self.deadline:
             raise TimeUp
 
+    def describe_model(self) -> dict[str, Any]:
+        """The model as records name it; of a folder the last part."""
+        facts = self.base.describe()
+        return facts | ({"name": Path(self.base.name).name} if Path(self.base.name).is_dir() else {})
+
+    def describe_place(self) -> dict[str, Any]:
+        """Device, model, package and versions of this process, as records name them."""
+        record = build_record(
+            "",
+            config={},
+            model=self.describe_model(),
+            data={},
+            device=describe_device(self.base.device),
+            seed=0,
+            n=0,
+            metrics={},
+            seconds=0.0,
+            bytes=None,
+        )
+        return {key: record[key] for key in ("device", "model", "package", "versions")}
+
     def list_lengths(self, suite: str) -> tuple[int, ...]:
         """Lengths at which a suite is asked: those of the scale that the model can read."""
         return tuple(n for n in self.scale.lengths[suite] if n <= self.base.context)
@@ -98,10 +128,10 @@ class Lab:
         folder = None if entry.training is None else str(self.train(entry, seed, found))
         method = settle_method(Method(name=entry.method, folder=folder, decode=entry.decode))
         tasks = RULER_TASKS if suite.name == "ruler" else suite.tasks
-        return EvalPlan(
+        return StudyPlan(
             tasks=tuple(task for task in tasks if task not in LEFT_OUT.get(suite.name, ())),
             lengths=self.list_lengths(suite.name),
-            samples=self.samples,
+            samples=self.scale.samples[suite.name],
             methods=(method,),
             batch_tokens=self.batch_tokens,
         )
@@ -132,7 +162,7 @@ class Lab:
     def _run(self, entry: Entry, plan: EvalPlan, suite: KeptSuite, folder: Path) -> list[Line]:
         self.check_time()
         folder.mkdir(parents=True, exist_ok=True)
-        write_file(folder / PLACE_FILE, json.dumps(describe_place(self.base)) + "\n")
+        write_file(folder / PLACE_FILE, json.dumps(self.describe_place()) + "\n")
         with hush_transformers():
             suite.prepare(plan, self.base.tokenizer, self.workers)
             lines = run_plan(
@@ -141,7 +171,7 @@ class Lab:
                 self.base.model,
                 self.base.tokenizer,
                 folder,
-                identity={"model": self.base.describe(), "budget": entry.budget},
+                identity={"model": self.describe_model(), "budget": entry.budget},
                 budget=entry.budget,
                 advance=self.check_time,
             )
@@ -229,26 +259,9 @@ class Lab:
             if self._ranking is None:
                 corpora = load_corpora(self.corpora)
                 self._ranking = rank_retrieval_heads(model, self.base.tokenizer, corpora, samples=32, length=length)
-            facts = {"samples": 32, "length": length, "model": self.base.describe()}
+            facts = {"samples": 32, "length": length, "model": self.describe_model()}
             save_retrieval_mask(folder, model, self._ranking, msr=msr, pattern=pattern, facts=facts)
         return folder
-
-
-def describe_place(base: Base) -> dict[str, Any]:
-    """Device, package and versions of this process, as records name them."""
-    record = build_record(
-        "",
-        config={},
-        model="",
-        data={},
-        device=describe_device(base.device),
-        seed=0,
-        n=0,
-        metrics={},
-        seconds=0.0,
-        bytes=None,
-    )
-    return {key: record[key] for key in ("device", "package", "versions")}
 
 
 def settle_target(wanted: Training, found: dict[str, Seeds]) -> float | None:
@@ -256,6 +269,7 @@ def settle_target(wanted: Training, found: dict[str, Seeds]) -> float | None:
 
     Raises:
         Busy: that entry is not answered yet.
+        ElasticAttentionError: it answered nothing of the group.
     """
     if not isinstance(wanted.target, str):
         return wanted.target
@@ -265,14 +279,21 @@ def settle_target(wanted: Training, found: dict[str, Seeds]) -> float | None:
     tests = {"": lambda line: True, "sensitive": is_sensitive, "robust": is_robust}
     msr = estimate(pick(found[name], tests[group]), measure=lambda line: line.msr)
     if msr is None:
-        raise ValueError(f"entry {name!r} answered no {group} question, so nothing can be trained at its MSR.")
+        raise ElasticAttentionError(
+            f"entry {name!r} answered no {group} question, so nothing can be trained at its MSR; ask more --samples."
+        )
     return round(msr.value, 2)
 
 
 def name_answers(entry: Entry, plan: EvalPlan) -> str:
     """Folder of answers: what decides them besides suite and model, in a word."""
-    adapter = plan.methods[0].folder
-    source = Path(adapter) if adapter else None
-    trained = "" if source is None else f"-{source.parent.name if source.name == 'adapter' else source.name}"
+    adapter = name_adapter(plan.methods[0].folder)
+    trained = f"-{adapter}" if adapter else ""
     budget = f"-budget{entry.budget:+g}" if entry.budget else ""
     return f"{entry.method}{trained}-{entry.decode}{budget}-{plan.samples}"
+
+
+def name_adapter(folder: str | None) -> str | None:
+    """What tells an adapter or a mask apart wherever it lies."""
+    path = Path(folder) if folder else None
+    return path and (path.parent.name if path.name == "adapter" else path.name)

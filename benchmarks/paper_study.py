@@ -40,13 +40,14 @@ ROOT = Path(__file__).parent.parent
 Row = dict[str, Any]
 
 
-def estimate_minutes(claim: Claim, scale: Scale, samples: int, tasks: int = 13) -> tuple[float, int]:
+def estimate_minutes(claim: Claim, scale: Scale, tasks: int = 13) -> tuple[float, int]:
     """(minutes on one H200 if nothing is there yet, number of trainings); a second of start for each run."""
     trained = {(e.training, seed) for e in claim.entries if e.training for seed in range(e.seeds)}
     trained = {key for key in trained if key[0].source != "retrieval_heads"}
     training = len(trained) * (5 + scale.steps * scale.step_tokens / scale.training_rate)
-    asked = sum(e.seeds for e in claim.entries) * samples * tasks
-    reading = asked * sum(sum(scale.lengths[name]) for name in claim.suites) / scale.reading_rate
+    asked = sum(e.seeds for e in claim.entries) * tasks
+    tokens = asked * sum(scale.samples[name] * sum(scale.lengths[name]) for name in claim.suites)
+    reading = tokens / scale.reading_rate
     return (training + reading) / 60, len(trained)
 
 
@@ -111,10 +112,9 @@ def study(lab: Lab, name: str, path: Path | None) -> str:
             config={
                 "claim": name,
                 "scale": asdict(lab.scale),
-                "samples": lab.samples,
                 "entries": [asdict(entry) for entry in claim.entries],
             },
-            model=lab.base.describe(),
+            model=lab.describe_model(),
             data={suite: lab.open(suite).describe() for suite in claim.suites},
             device=describe_device(lab.base.device),
             seed=0,
@@ -132,8 +132,10 @@ def study(lab: Lab, name: str, path: Path | None) -> str:
             bytes=measure_peak_bytes(lab.base.device),
         )
         if path is not None:
-            # Answers may come from elsewhere and another day than the verdict.
-            write_record(path, record | join_places(lab.places))
+            # Answers may come from elsewhere and another day than the verdict, whose memory says nothing then.
+            asked = join_places(lab.places)
+            is_here = asked.get("device", record["device"]) == record["device"]
+            write_record(path, record | asked | {"bytes": record["bytes"] if is_here else None})
     for check in judged["checks"]:
         found = "nothing" if check["value"] is None else "{value:.3f} [{low:.3f}, {high:.3f}]".format(**check)
         beside = "" if check["counts"] else " (beside)"
@@ -155,7 +157,7 @@ def count_seconds(lab: Lab, answers: dict[str, Seeds]) -> float:
 
 
 def join_places(places: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Device, package and versions of a record: the devices of all places, the rest of the last one."""
+    """Device, model, package and versions of a record: the devices of all places, the rest of the last one."""
     devices = dict.fromkeys(place["device"] for place in places)
     return places[-1] | {"device": " and ".join(devices)} if places else {}
 
@@ -197,7 +199,7 @@ def summarize(results: Path, model: str) -> None:
             config, metrics = record["config"], record["metrics"]
             row |= {key: metrics[key] for key in ("title", "paper", "rule", "verdict")} | {"n": record["n"]}
             lengths = {n for suite in CLAIMS[row["claim"]].suites for n in config["scale"]["lengths"][suite]}
-            row |= {"samples": config["samples"], "steps": config["scale"]["steps"], "lengths": sorted(lengths)}
+            row |= {"steps": config["scale"]["steps"], "lengths": sorted(lengths)}
     checks = [{"claim": name} | check for name, record in records.items() for check in record["metrics"]["checks"]]
     newest = max(records.values(), key=lambda record: record["created"])
     record = build_record(
@@ -217,10 +219,10 @@ def summarize(results: Path, model: str) -> None:
     )
 
 
-def list_claims(scale: Scale, samples: int) -> None:
+def list_claims(scale: Scale) -> None:
     """Print what there is, and about how long it takes."""
     for name, claim in CLAIMS.items():
-        minutes, trainings = estimate_minutes(claim, scale, samples)
+        minutes, trainings = estimate_minutes(claim, scale)
         print(f"{name:16s} {minutes:5.1f} min alone, {trainings:2d} trainings  {claim.title} ({claim.paper})")
 
 
@@ -233,9 +235,10 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("runs/paper"), help="of one model")
     parser.add_argument("--results", type=Path, help="folder of the records")
     parser.add_argument("--corpora", default=".data/corpora", help="folder of `make data`; '' = texts in the package")
-    parser.add_argument("--samples", type=int, default=24, help="of each task and length")
+    parser.add_argument("--samples", type=int, help="of each task and length of all suites; default: of the scale")
     parser.add_argument("--lengths", type=int, nargs="*", help="of all suites; default: of the model's scale")
     parser.add_argument("--steps", type=int, help="of every training; default: of the model's scale")
+    parser.add_argument("--step-tokens", type=int, help="of every step; default: of the model's scale")
     parser.add_argument("--max-minutes", type=float, default=1e9)
     parser.add_argument("--batch-tokens", type=int, help="rows times tokens of a batch")
     parser.add_argument("--workers", type=int, default=0, help="processes that make samples")
@@ -254,9 +257,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     scale = find_scale(options.model)
     if options.lengths:
         scale = dataclasses.replace(scale, lengths=dict.fromkeys(scale.lengths, tuple(options.lengths)))
-    scale = dataclasses.replace(scale, steps=options.steps or scale.steps)
+    if options.samples:
+        scale = dataclasses.replace(scale, samples=dict.fromkeys(scale.samples, options.samples))
+    scale = dataclasses.replace(
+        scale, steps=options.steps or scale.steps, step_tokens=options.step_tokens or scale.step_tokens
+    )
     if options.list:
-        list_claims(scale, options.samples)
+        list_claims(scale)
         return 0
     base = open_base(options.model, device=options.device)
     lab = Lab(
@@ -265,7 +272,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         recipes=ROOT / "recipes",
         output=options.output,
         corpora=options.corpora or None,
-        samples=options.samples,
         deadline=began + options.max_minutes * 60,
         batch_tokens=options.batch_tokens or BATCH_TOKENS.get(base.device.type, 1),
         workers=options.workers,

@@ -5,20 +5,24 @@
 
 Runs lie under --runs as `elastic-attn train` leaves them, answers under --output; after a kill the command goes on.
 Several processes with the same command share the work, one GPU or more. The record holds what is answered so far.
+
+A mask is asked at the MSR that the first router of the same pair had on these samples: its numbers are cut there.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from paper_sharing import Busy, hold
-from paper_statistics import estimate, find_mastered, is_robust, is_sensitive, pick
+from paper_statistics import Cell, estimate, find_mastered, is_robust, is_sensitive, pick
+from safetensors.torch import load_file
 
 from elastic_attention.cli.train import train
 from elastic_attention.evaluation.answer_log import AnswerLog, Line
@@ -27,6 +31,8 @@ from elastic_attention.evaluation.plan import EvalPlan, Shard, list_batches, par
 from elastic_attention.evaluation.runner import collect_lines, run_plan
 from elastic_attention.evaluation.session import Base, describe_device, measure_peak_bytes, open_base
 from elastic_attention.evaluation.suite_run import digest_adapter, hush_transformers, make_plan
+from elastic_attention.models.checkpoint import STATIC_FILE, read_static_adapter, save_static_routes
+from elastic_attention.models.static_masks import mark_sparsest
 from elastic_attention.records import build_record, read_record, write_record
 from elastic_attention.tasks.suite import Suite, check_tasks, open_suite
 from elastic_attention.training.recipe import Recipe, load_recipe
@@ -34,6 +40,8 @@ from elastic_attention.training.recipe import Recipe, load_recipe
 Row = dict[str, Any]
 KINDS: dict[str, Callable[[Line], bool]] = {"all": lambda line: True, "sensitive": is_sensitive, "robust": is_robust}
 ROUTERS = ("head_router", "layer_router")
+# By the name of a mask's numbers: do the largest (1) or the smallest (-1) become sparse first?
+SIGNS = {"logits": 1, "log_alpha": -1, "alpha": -1}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,12 +57,12 @@ class Run:
         """Routers, and not one mask for all inputs?"""
         return self.recipe.routes.source in ROUTERS
 
-    @property
-    def method(self) -> Method:
-        """How the evaluation asks it."""
-        return Method(
-            name="routed" if self.is_routed else "static", folder=str(self.folder / "adapter"), note=self.path.stem
-        )
+    def settle(self, msr: float | None = None) -> Method:
+        """How the evaluation asks it; `msr`: where a mask is cut, None = as the recipe says."""
+        name, folder = "routed" if self.is_routed else "static", self.folder / "adapter"
+        if msr is not None:
+            folder = cut_mask(folder, self.folder / f"mask-{msr:.3f}", msr)
+        return Method(name=name, target=msr, folder=str(folder), note=self.path.stem)
 
     @property
     def pair(self) -> str:
@@ -72,21 +80,33 @@ class Run:
         """Are all its steps done? A run that was stopped goes on."""
         return self.record.exists() and read_record(self.record)["metrics"]["is_finished"]
 
-    def describe(self) -> Row:
-        """Steps, speed and held-out sparsity."""
+    def describe(self, label: str) -> Row:
+        """Steps, speed and held-out sparsity; `label`: of its answers."""
         record = read_record(self.record)
         facts = {key: record["metrics"][key] for key in ("steps", "tokens", "seconds")}
         categories = (record["metrics"].get("validation") or {"categories": {}})["categories"]
         return {
-            "label": self.method.label,
+            "label": label,
             "recipe": self.path.name,
             "source": self.recipe.routes.source,
             "pair": self.pair,
             **facts,
             "peak_bytes": record["bytes"],
             "categories": categories,
-            "furthest_outside": max((found["outside"] for found in categories.values()), default=None),
+            "furthest_outside": max(
+                (found["outside"] for found in categories.values() if "outside" in found), default=None
+            ),
         }
+
+
+def cut_mask(folder: Path, output: Path, msr: float) -> Path:
+    """The mask of `folder` with round(msr * heads) sparse heads, in the folder `output`; all layers have a row."""
+    mask, facts = read_static_adapter(folder)
+    numbers = {name: values for name, values in load_file(folder / STATIC_FILE).items() if name in SIGNS}
+    ((name, values),) = numbers.items()
+    assert values.shape == mask.shape
+    save_static_routes(output, mark_sparsest(SIGNS[name] * values, msr), numbers, facts | {"cut_at": msr})
+    return output
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -139,7 +159,7 @@ def summarize(answers: Mapping[str, Sequence[Line]], masks: Sequence[str]) -> di
     mastered = find_mastered(dense)
     rows, gains = [], []
     for label, lines in answers.items():
-        counted = [line for line in lines if (line.task, line.length) in mastered and not line.skipped]
+        counted = select(lines, mastered)
         row: Row = {"label": label, "n": len(counted), "esr_prefill": mean([x.esr_prefill or 0.0 for x in counted])}
         for kinds, is_wanted in KINDS.items():
             own = [line for line in counted if is_wanted(line)]
@@ -153,9 +173,20 @@ def summarize(answers: Mapping[str, Sequence[Line]], masks: Sequence[str]) -> di
     return {"rows": rows, "gains": gains, "mastered": [{"task": t, "length": n} for t, n in sorted(mastered)]}
 
 
+def select(lines: Sequence[Line], cells: Collection[Cell]) -> list[Line]:
+    """The answers of these tasks and lengths."""
+    return [line for line in lines if (line.task, line.length) in cells and not line.skipped]
+
+
 def mean(values: Sequence[float]) -> float | None:
     """The mean, None of nothing."""
     return sum(values) / len(values) if values else None
+
+
+def describe_name(base: Base) -> str:
+    """The model's name; of a folder that is named from the root, its last part."""
+    name = base.describe()["name"]
+    return Path(name).name if Path(name).is_absolute() else name
 
 
 def forget_memory() -> None:
@@ -202,36 +233,58 @@ def main(arguments: list[str] | None = None) -> None:
     )
     questions = Questions(base=base, suite=suite, plan=plan, output=options.output, workers=options.workers)
 
-    def work(item: Run | Method) -> None:
-        """Train and ask, as far as no other process did or does."""
-        method = item if isinstance(item, Method) else item.method
+    def find_method(run: Run) -> Method:
+        """How a run is asked: a mask where the first router of its pair is, once that one is known.
+
+        Raises:
+            Busy: it is not known yet.
+        """
+        first = next((other for other in runs if other.is_routed and other.pair == run.pair), None)
+        if run.is_routed or first is None:
+            return run.settle()
+        dense, routed = questions.find(others[0]), questions.find(first.settle())
+        if dense is None or routed is None:
+            raise Busy(first.path.stem)
+        return run.settle(round(mean([line.msr for line in select(routed, find_mastered([dense]))]) or 0.0, 3))
+
+    def work(item: Run | Method) -> str:
+        """Train and ask, as far as no other process did or does; what was done."""
         if isinstance(item, Run) and not item.is_finished:
             with hold(item.folder):
                 if not item.is_finished:
                     forget_memory()
                     train(item.path, output=item.folder, device=options.device, json=item.record)
+        method = item if isinstance(item, Method) else find_method(item)
         if questions.find(method) is None:
             with hold(options.output / method.label):
                 questions.ask(method)
+        return method.label
 
     def save() -> None:
         """The record of what is answered; without the dense model's answers there is nothing to compare with."""
         answers = {method.label: questions.find(method) for method in others}
-        answers |= {run.method.label: questions.find(run.method) for run in runs if run.is_finished}
+        labels: dict[str, Run] = {}
+        for run in runs:
+            with contextlib.suppress(Busy):
+                if run.is_finished and (lines := questions.find(method := find_method(run))) is not None:
+                    answers[method.label], labels[method.label] = lines, run
         found = {label: lines for label, lines in answers.items() if lines is not None}
-        done = [run for run in runs if run.method.label in found]
         if "dense" not in found:
             return
         record = build_record(
             "benchmarks/recipe_quality.py",
-            config={"plan": plan, "recipes": [run.path.name for run in done], "is_complete": len(done) == len(runs)},
-            model=base.describe(),
+            config={
+                "plan": plan.describe() | {"methods": [method.label for method in others]},  # no paths
+                "recipes": [run.path.name for run in labels.values()],
+                "is_complete": len(labels) == len(runs),
+            },
+            model=base.describe() | {"name": describe_name(base)},
             data={"suite": suite.name, **suite.describe()},
             device=describe_device(base.device),
             seed=options.seed,
             n=sum(not line.skipped for lines in found.values() for line in lines),
-            metrics=summarize(found, [run.method.label for run in done if not run.is_routed])
-            | {"trainings": [run.describe() for run in done]},
+            metrics=summarize(found, [label for label, run in labels.items() if not run.is_routed])
+            | {"trainings": [run.describe(label) for label, run in labels.items()]},
             seconds=time.perf_counter() - began,
             bytes=measure_peak_bytes(base.device),
         )
@@ -241,11 +294,10 @@ def main(arguments: list[str] | None = None) -> None:
     while waiting:
         for item in list(waiting):
             try:
-                work(item)
+                label = work(item)
             except Busy:
                 continue
             waiting.remove(item)
-            label = item.label if isinstance(item, Method) else item.method.label
             print(f"{time.perf_counter() - began:.0f} s: {label}", flush=True)
             save()
         time.sleep(1 if waiting else 0)

@@ -17,11 +17,14 @@ from elastic_attention.training.parallel.sharding import find_layers
 PEAK_FLOPS = 989e12  # of an H200 in bfloat16, by its data sheet
 PAPER = {"steps": 300, "hours": 12.0, "gpus": 8, "gpu": "A800"}
 PACKS_PER_STEP = (24, 48)
-CELL = ("model", "layers", "tokens", "gpus", "sequence", "weights", "load", "way", "memory", "is_compiled")
+CELL = (
+    "model", "layers", "tokens", "gpus", "sequence", "weights", "load", "way", "memory", "whole_layers",
+    "is_compiled", "fast_gradients",
+)  # fmt: skip
 Row = dict[str, Any]
 
 
-def count_flops(model: Any, lengths: list[int], msr: float, memory: str) -> tuple[float, float]:
+def count_flops(model: Any, lengths: list[int], msr: float, memory: str, whole_layers: int) -> tuple[float, float]:
     """FLOPs of a pack that the loss and its gradient need, and those of recomputation."""
     config, layers = model.config, find_layers(model)
     linear = 2.0 * sum(p.numel() for layer in layers for p in layer.parameters() if p.ndim == 2) * sum(lengths)
@@ -33,9 +36,10 @@ def count_flops(model: Any, lengths: list[int], msr: float, memory: str) -> tupl
     forward, backward = 2 * product * causal, 4 * product * (msr * read + (1 - msr) * causal)
     again = backward / 4 + last  # the backward makes the scores and the logits once more
     if memory != "all":
+        share = 1 - whole_layers / len(layers)
         # The last product of a layer gives nothing that a backward asks for, so it is left out.
         skipped = 2.0 * config.hidden_size * config.intermediate_size * len(layers) * sum(lengths)
-        again += linear - skipped + (forward if memory == "layers" else 0.0)
+        again += share * (linear - skipped + (forward if memory == "layers" else 0.0))
     return 2 * linear + 2 * last + forward + backward, again
 
 

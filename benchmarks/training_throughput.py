@@ -75,6 +75,13 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "gave (attention), or everything (all); the reference keeps nothing",
     )  # fmt: skip
     parser.add_argument(
+        "--whole-layers", nargs="+", type=int, default=[0], help="layers that keep everything where others do not"
+    )
+    parser.add_argument(
+        "--fast-gradients", nargs="+", type=int, choices=(0, 1), default=[0],
+        help="1: cuDNN computes those of full heads, not the same to the last bit each time",
+    )  # fmt: skip
+    parser.add_argument(
         "--compiled", nargs="+", type=int, choices=(0, 1), default=[0], help="1: torch.compile fuses norms and MLPs"
     )
     parser.add_argument("--sequence", nargs="+", type=int, default=[1], help="processes that share a pack")
@@ -127,15 +134,15 @@ class TrainingBench:
 
     def run(self, ranks: Ranks, sequence: int) -> None:
         """All cells of one way to share packs."""
-        for is_compiled, way, memory in self.list_engines(sequence):
-            engine = ParallelEngine(build_recipe(self.options, sequence, memory, is_compiled), self.model, ranks)
+        for way, settings in self.list_engines(sequence):
+            engine = ParallelEngine(build_recipe(self.options, sequence, **settings), self.model, ranks)
             use_reference(way == "reference")
             for load in self.options.loads:
                 values = (
                     self.options.model, len(find_layers(self.model)), self.options.tokens, ranks.world_size, sequence,
-                    self.options.weights or ranks.world_size, load, way, memory, is_compiled,
+                    self.options.weights or ranks.world_size, load, way,
                 )  # fmt: skip
-                cell = dict(zip(CELL, values, strict=True))
+                cell = dict(zip(CELL, values, strict=False)) | settings
                 if ranks.agree(time.perf_counter() - self.began > self.options.max_seconds):
                     self.skipped.append(cell | {"reason": "the time is up"})
                 else:
@@ -145,13 +152,15 @@ class TrainingBench:
             engine.close()
             use_reference(False)
 
-    def list_engines(self, sequence: int) -> Iterator[tuple[bool, str, str]]:
-        """Whether layers are fused, the way, and what layers keep. The reference shares no packs and keeps nothing."""
-        for is_compiled, way in itertools.product(map(bool, self.options.compiled), self.options.ways):
+    def list_engines(self, sequence: int) -> Iterator[tuple[str, Row]]:
+        """Ways and their settings, the last entries of `CELL`. The reference shares no packs and keeps nothing."""
+        names, options = CELL[-4:], self.options
+        for is_compiled, way in itertools.product(map(bool, options.compiled), options.ways):
             if way == "ours":
-                yield from ((is_compiled, way, memory) for memory in self.options.memory)
+                for memory, whole, fast in itertools.product(options.memory, options.whole_layers, options.fast_gradients):
+                    yield way, dict(zip(names, (memory, whole, is_compiled, bool(fast)), strict=True))
             elif sequence == 1:
-                yield is_compiled, way, "layers"
+                yield way, dict(zip(names, ("layers", 0, is_compiled, False), strict=True))
 
     def try_measuring(self, engine: ParallelEngine, ranks: Ranks, cell: Row) -> None:
         """`measure`; a cell that cannot run here is named in the record and does not take the others along."""
@@ -204,7 +213,7 @@ class TrainingBench:
 
     def describe_rates(self, row: Row, ranks: Ranks) -> Row:
         """What follows from the seconds of a step."""
-        needed, again = count_flops(self.model, row["samples"], row["msr"], row["memory"])
+        needed, again = count_flops(self.model, row["samples"], row["msr"], row["memory"], row["whole_layers"])
         per_gpu = ranks.data_size / (row["seconds"] * ranks.world_size)  # packs a second and GPU
         return {
             "tokens_per_second": row["tokens"] * ranks.data_size / row["seconds"],
@@ -291,7 +300,9 @@ def take_step(engine: ParallelEngine, step: int, pack: PackedBatch) -> Row:
     return engine.finish_step()
 
 
-def build_recipe(options: argparse.Namespace, sequence: int, memory: str, is_compiled: bool) -> Recipe:
+def build_recipe(
+    options: argparse.Namespace, sequence: int, *, memory: str, whole_layers: int, is_compiled: bool, fast_gradients: bool
+) -> Recipe:
     """The run that a cell takes some steps of."""
     return Recipe(
         model=options.model,
@@ -299,6 +310,8 @@ def build_recipe(options: argparse.Namespace, sequence: int, memory: str, is_com
         intervals={"sensitive": Interval(low=0.6, high=0.7), "robust": Interval(low=0.8, high=1.0)},
         recompute_layers=memory != "all",
         keep_attention=memory == "attention",
+        whole_layers=0 if memory == "all" else whole_layers,
+        fast_gradients=fast_gradients,
         fuse_layers=is_compiled,
         parallel=ParallelConfig(sequence=sequence, weights=options.weights),
         precision="bfloat16" if torch.cuda.is_available() else "float32",

@@ -25,7 +25,7 @@ def make_tokenizer(template=TEMPLATE):
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=600,
-        special_tokens=["<s>", "<|end|>", "<|user|>", "<|assistant|>"],
+        special_tokens=["<s>", "<|user|>", "<|end|>", "<|assistant|>"],  # models made for tests end with token 2
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )

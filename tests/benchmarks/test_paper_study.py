@@ -11,17 +11,19 @@ import paper_study
 import pytest
 import torch
 from paper_claims import CLAIMS, Claim, Entry, Training
-from paper_figures import agree, compare_categories, compare_maps, compare_tasks
+from paper_figures import agree, answer_probed, compare_categories, compare_maps, compare_tasks
 from paper_lab import settle_target
 from paper_recipes import Scale, set_intervals
 from paper_rules import Found
 from paper_sharing import Busy
-from paper_statistics import Check, Estimate, estimate, find_mastered, give_verdict, is_sensitive, pick
+from paper_statistics import Check, Estimate, estimate, find_mastered, give_verdict, is_robust, is_sensitive, pick
 from tiny_study import SETTINGS, KindSuite
 
+from elastic_attention.errors import ElasticAttentionError
 from elastic_attention.evaluation.answer_log import Line
 from elastic_attention.evaluation.session import Base
 from elastic_attention.records import build_record, read_record, write_record
+from elastic_attention.tasks.suite import Skipped
 from elastic_attention.training.recipe import Interval
 from made_rows import make_rows, make_tokenizer, write_rows
 from tiny_models import make_model
@@ -187,6 +189,7 @@ TINY = Scale(
     name="tiny",
     recipe="tiny.toml",
     lengths={"mixture": (80,)},
+    samples={"mixture": 3},
     short=200,
     steps=2,
     step_tokens=410,
@@ -220,7 +223,7 @@ over_long = "skip"
     monkeypatch.setattr(paper_study, "open_base", lambda *_, **__: base)
     monkeypatch.setattr(paper_study, "find_scale", lambda model: TINY)
     monkeypatch.setattr(paper_lab, "open_suite", lambda name, **_: MixtureSuite())
-    return ["--output", str(tmp_path / "paper"), "--corpora", "", "--samples", "3"]
+    return ["--output", str(tmp_path / "paper"), "--corpora", ""]
 
 
 def test_command_stops_in_time_goes_on_and_shares(tiny, tmp_path, monkeypatch):
@@ -258,6 +261,9 @@ def test_command_stops_in_time_goes_on_and_shares(tiny, tmp_path, monkeypatch):
     shared = dataclasses.replace(claim, entries=claim.entries[:2], judge=lambda found: [])
     monkeypatch.setitem(CLAIMS, "width", shared)
     assert paper_study.main(["width", *tiny]) == 0
+    # No place of this computer is part of what is kept, so all of it may go on elsewhere.
+    kept = [path, *(tmp_path / "paper" / "answers").rglob("*.json*")]
+    assert not any(str(tmp_path) in file.read_text() for file in kept)
 
 
 def test_processes_leave_each_other_their_work(tiny, tmp_path, monkeypatch):
@@ -275,7 +281,7 @@ def test_processes_leave_each_other_their_work(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(paper_lab.Lab, "_run", run)
     settings = dict(
         base=paper_study.open_base(), scale=TINY, recipes=tmp_path / "recipes", output=tmp_path / "paper",
-        corpora=None, samples=2, deadline=float("inf"),
+        corpora=None, deadline=float("inf"),
     )  # fmt: skip
     lab = paper_lab.Lab(**settings)
     assert "xa_ssa" in paper_study.study_all(lab, ["xa_ssa"], tmp_path)
@@ -290,6 +296,13 @@ def test_targets_are_entries_before():
                 assert entry.training.target.partition("/")[0] in {other.name for other in claim.entries[:place]}
     with pytest.raises(Busy):
         settle_target(Training(target="later"), {})
+    with pytest.raises(ElasticAttentionError, match="'fa_ssa' answered no sensitive question"):
+        settle_target(Training(target="fa_ssa/sensitive"), {"fa_ssa": pick(SAME, is_robust)})
+
+
+def test_probed_samples_that_could_not_be_made_are_named():
+    (line,) = answer_probed(None, None, None, [Skipped(task="plain", index=0, length=80, reason="no text")])
+    assert line.skipped == "no text" and line.method == "probe"
 
 
 @pytest.mark.parametrize("name", ["map_overlap", "task_similarity", "probe"])
@@ -307,7 +320,7 @@ def test_figures_of_a_tiny_model(name, tiny, tmp_path):
 def test_all_trainings_make_recipes(tiny, tmp_path):
     lab = paper_lab.Lab(
         base=paper_study.open_base(), scale=TINY, recipes=tmp_path / "recipes", output=tmp_path, corpora=None,
-        samples=1, deadline=float("inf"),
+        deadline=float("inf"),
     )  # fmt: skip
     wanted = {entry.training for claim in CLAIMS.values() for entry in claim.entries if entry.training}
     for training in wanted:

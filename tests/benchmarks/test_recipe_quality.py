@@ -1,16 +1,20 @@
 """Recipes of one model side by side: what is compared, and the command on a tiny model."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
 import recipe_quality
+import torch
 from filelock import FileLock
 from tiny_study import SETTINGS, KindSuite
 
 from elastic_attention.evaluation.answer_log import Line
 from elastic_attention.evaluation.methods import Method
 from elastic_attention.evaluation.plan import EvalPlan
-from elastic_attention.records import read_record
+from elastic_attention.models.checkpoint import read_static_adapter, save_static_routes
+from elastic_attention.records import REQUIRED_KEYS, read_record, write_file
+from elastic_attention.training.recipe import load_recipe
 from made_rows import make_rows, make_tokenizer, write_rows
 from tiny_models import make_model
 
@@ -25,6 +29,7 @@ tokens = 410
 per_step = 1
 """
 MASK = 'extends = "head.toml"\n[routes]\nsource = "static"\n[pattern]\nkind = "triangle"\n'
+SAME_PAIR = 'extends = "head.toml"\n[routes]\nsource = "alpha"\n'
 
 
 class MixtureSuite(KindSuite):
@@ -60,6 +65,35 @@ def test_the_command_trains_asks_and_compares_once(tiny, tmp_path, monkeypatch):
         monkeypatch.setattr(recipe_quality, name, lambda *_, **__: pytest.fail("done again"))
     recipe_quality.main(tiny)
     assert read_record("record.json")["metrics"] == metrics
+
+
+def test_a_mask_is_as_sparse_as_the_router_beside_it(tiny, tmp_path, monkeypatch):
+    """It comes first and waits; whatever its recipe aims at, it is cut where the router was."""
+    (tmp_path / "mask.toml").write_text(SAME_PAIR)
+    monkeypatch.setattr(recipe_quality, "find_mastered", lambda dense: {("plain", 80), ("targets", 80)})
+    recipe_quality.main([tiny[1], tiny[0], *tiny[2:]])
+    record = read_record("record.json")
+    router, mask = record["metrics"]["rows"][2], record["metrics"]["rows"][1]
+    assert mask["label"] == f"static@{router['msr_all']:.3f}-mask" == record["metrics"]["trainings"][0]["label"]
+    heads = 4  # of the tiny model, in all layers
+    assert mask["msr_all"] == pytest.approx(router["msr_all"], abs=0.5 / heads)
+    assert str(tmp_path) not in str(record)
+
+
+@pytest.mark.parametrize(("name", "sparse"), [("logits", [False, True]), ("log_alpha", [True, False])])
+def test_a_mask_is_cut_by_its_own_numbers(name, sparse, tmp_path):
+    save_static_routes(tmp_path / "in", torch.zeros(1, 2).bool(), {name: torch.tensor([[0.1, 0.9]])}, {"kind": "x"})
+    mask, facts = read_static_adapter(recipe_quality.cut_mask(tmp_path / "in", tmp_path / "out", 0.51))
+    assert mask.tolist() == [sparse] and facts == {"kind": "x", "cut_at": 0.51}
+
+
+def test_a_category_without_interval_is_not_outside(tiny, tmp_path):
+    run = recipe_quality.Run(path=tmp_path / "head.toml", recipe=load_recipe("head.toml"), folder=tmp_path)
+    facts = {"steps": 1, "tokens": 1, "seconds": 1.0}
+    held = {"code": {"msr": 0.5, "outside": 0.2}, "other": {"msr": 0.1}}
+    record = dict.fromkeys(REQUIRED_KEYS) | {"metrics": facts | {"validation": {"categories": held}}}
+    write_file(run.record, json.dumps(record))
+    assert run.describe("x")["furthest_outside"] == 0.2
 
 
 def test_what_another_process_is_at_is_left_to_it(tiny, tmp_path, monkeypatch):

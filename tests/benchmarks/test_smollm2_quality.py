@@ -1,15 +1,21 @@
-"""The quality comparison on a tiny model: everybody answers through the runner, and a stopped run goes on."""
+"""The quality study on a tiny model: everybody answers through the runner, masks are cut where they should be."""
 
 import argparse
 import time
 from pathlib import Path
 
 import pytest
+import quality_study
 import smollm2_quality
 import torch
+from paper_samples import KeptSuite
+from quality_study import Study, TimeUp
+from smollm2_quality import list_contestants, summarize
 
+from elastic_attention import StreamingConfig
+from elastic_attention.config import to_dict
 from elastic_attention.evaluation.session import Base
-from elastic_attention.models.checkpoint import save_static_routes
+from elastic_attention.models.checkpoint import read_static_routes, save_static_routes
 from elastic_attention.tasks.suite import open_suite
 from elastic_attention.training.recipe import load_recipe
 from elastic_attention.viz.renderers import render_frontier, render_quality
@@ -18,8 +24,10 @@ from tiny_models import attach_tiny, make_model, random_routes
 
 RECIPE = load_recipe(Path(smollm2_quality.ROOT) / "recipes" / "smollm2-head-router.toml")
 OPTIONS = argparse.Namespace(
-    samples=4, frontier_samples=2, compare_at=None, targets=[0.7], frontier_tokens=1, frontier_steps=1
+    samples=4, few_samples=2, compare_at=0.7, short_steps=1, targets=[0.6], frontier_tokens=1, frontier_steps=1
 )
+PATTERN = to_dict(StreamingConfig(num_sink_tokens=64, local_window=128, block_size=64))
+NAMES = {"static": "logits", "hard_concrete": "log_alpha", "alpha": "alpha"}
 
 
 class Tokenizer(HashTokenizer):
@@ -29,74 +37,101 @@ class Tokenizer(HashTokenizer):
         return " ".join(map(str, ids))
 
 
-@pytest.fixture
-def compare(tmp_path, monkeypatch):
-    """Run the comparison for some seconds; training writes an adapter without any step."""
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("study")
 
-    def train(recipe, folder, *, model, **_):
-        if recipe.routes.source == "static":
-            save_static_routes(folder / "adapter", random_routes(model), {}, {})
+
+@pytest.fixture(scope="module")
+def study(folder):
+    """A study of two kinds that takes at most some seconds; training writes an adapter without any step."""
+    model = make_model(max_position_embeddings=2048)
+
+    def save_routers(path):
+        handle = attach_tiny(model)
+        handle.save_pretrained(path)
+        handle.detach()
+
+    def train(recipe, path, **_):
+        source = recipe.routes.source
+        if source in NAMES:
+            facts = {"recipe": {"routes": {"source": source}}, "sparse_pattern": PATTERN}
+            save_static_routes(path / "adapter", random_routes(model), {NAMES[source]: torch.rand(3, 2)}, facts)
         else:
-            handle = attach_tiny(model)
-            handle.save_pretrained(folder / "adapter")
-            handle.detach()
-        return {"is_finished": True}
+            save_routers(path / "adapter")
+        return {"is_finished": True, "steps": recipe.steps, "seconds": 0.0}
 
-    monkeypatch.setattr(smollm2_quality, "train", train)
-
-    def run(seconds=600.0):
+    def take(seconds=600.0):
         suite = open_suite("mixture")
         suite.tasks = suite.headline = ("needle", "prose")
-        model = make_model(max_position_embeddings=2048)
-        base = Base(
-            name="tiny",
-            model=model,
-            tokenizer=Tokenizer(),
-            device=torch.device("cpu"),
-            dtype=torch.float32,
-            context=2048,
-        )
-        made = smollm2_quality.Comparison(
-            base=base, suite=suite, output=tmp_path, lengths=(512, 640), workers=0,
-            deadline=time.monotonic() + seconds,
+        made = Study(
+            base=Base(
+                name="tiny", model=model, tokenizer=Tokenizer(), device=torch.device("cpu"), dtype=torch.float32,
+                context=2048,
+            ),
+            suite=KeptSuite(suite, folder / "samples"), corpora=None, output=folder, lengths=(512, 640),
+            samples=OPTIONS.samples, workers=0, batch_tokens=1, deadline=time.monotonic() + seconds,
+            routers=str(folder / "shipped"),
         )  # fmt: skip
-        try:
-            smollm2_quality.compare(made, RECIPE, OPTIONS)
-        except smollm2_quality.TimeUp:
-            return made, False
-        return made, True
+        contestants = list_contestants(RECIPE, OPTIONS)
+        made.take_all([c for c in contestants if c.method.name not in smollm2_quality.OTHER_ROUTERS])
+        return made
 
-    return run
+    save_routers(folder / "shipped")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quality_study, "train", train)
+        patch.setattr(quality_study, "rank_retrieval_heads", lambda *_, **__: torch.rand(3, 2))
+        yield take
 
 
-def test_everybody_is_asked_and_a_stopped_run_goes_on(compare, monkeypatch):
-    assert compare(seconds=-1)[1] is False
-    run, is_complete = compare()
-    assert is_complete
-    labels = [method.label for method in run.methods]
-    msr = sum(line.msr for line in run.lines if line.method == "routed") / 8
-    assert labels == [
-        "dense", "all_sparse", "routed", "routed-full", f"random@{msr:.3f}", f"static@{msr:.3f}",
-        "routed@0.700-frontier", "static@0.700-frontier",
+def test_everybody_is_asked_and_a_stopped_study_goes_on(study, folder, monkeypatch):
+    with pytest.raises(TimeUp):
+        study(seconds=-1)
+    made = study()
+    labels = list(made.answers)
+    cut = [label for label in labels if label.endswith("-kinds")]
+    assert [label for label in labels if label not in cut] == [
+        "dense", "routed", "static@0.667", "prulong@0.667", "duo_attention@0.667", "retrieval_heads@0.667",
+        "routed-again", "routed-full", "all_sparse", "random@0.700", "xattention", "triangle_mix",
+        "routed@0.600-frontier", "static@0.600-frontier",
     ]  # fmt: skip
-    assert [sum(line.method == label for line in run.lines) for label in labels] == [8] * 6 + [4] * 2
+    assert [len(made.answers[label]) for label in labels if label not in cut] == [8] * 7 + [4] * 7
+    ((msr, kinds),) = made.find_sensitive("routed")
+    assert kinds == ("needle",) and len(cut) == 4
+    for label in cut:  # no more sparse heads than the routers have on the kind, asked of that kind alone
+        assert all(line.msr == pytest.approx(msr) for line in made.answers[label])
+        assert {line.task for line in made.answers[label]} == {"needle"}
+    assert all(read_static_routes(folder / "cut" / f"{name}-4").sum() == 4 for name in smollm2_quality.MASKS)
     monkeypatch.setattr("elastic_attention.evaluation.runner.ask_samples", None)  # nothing is asked again
-    again, _ = compare(seconds=60)
-    assert again.lines == run.lines
+    assert study(60).answers == made.answers
 
 
-def test_the_record_is_what_the_tables_read(compare):
-    run, _ = compare()
-    for line in run.lines:  # dense masters one kind
-        if line.method == "dense":
-            object.__setattr__(line, "score", float(line.task == "prose"))
-    found = run.summarize(OPTIONS.samples)
-    assert {cell["task"] for cell in found["mastered"]} == {"prose"} and len(found["mastered"]) == 2
-    assert [row["n"] for row in found["rows"]] == [4] * 6 + [2] * 2 and found["rows"][0]["relative_score"] == 1.0
+def test_masks_are_cut_in_the_order_of_their_numbers(study, tmp_path):
+    made = study()
+    scores = torch.tensor([[0.1, 0.9], [0.5, 0.4], [0.8, 0.2]])
+    for name, sign in quality_study.SIGNS.items():
+        save_static_routes(tmp_path / name, torch.zeros(3, 2, dtype=torch.bool), {name: scores}, {})
+        method = made.cut(smollm2_quality.Method(name=f"cut_{name}"), tmp_path / name, 0.5)
+        wanted = scores >= 0.5 if sign > 0 else scores < 0.5
+        assert torch.equal(read_static_routes(method.folder), wanted) and method.target == 0.5
+
+
+def test_the_record_is_what_the_tables_read(study):
+    made = study()
+    for label, lines in made.answers.items():  # dense masters one kind, routers are better than masks
+        for line in lines:
+            object.__setattr__(line, "score", float(line.task == "needle" and label in ("dense", "routed")))
+    found = summarize(made, OPTIONS.samples)
+    assert found["mastered"] == ["needle"]
+    rows = {row["label"]: row for row in found["rows"]}
+    assert rows["dense"]["relative_score"] == rows["routed"]["relative_score"] == 1.0 and rows["dense"]["n"] == 4
     kinds = {row["kind"]: row for row in found["by_kind"]}
-    assert kinds["prose"]["dense"] == 1.0 and kinds["needle"]["dense"] == 0.0 and kinds["needle"]["n"] == 4
-    assert 0 < kinds["prose"]["msr routed"] <= 1
-    record = {"metrics": found}
-    table = render_quality(record)
-    assert table.index("| prose |") < table.index("Outside the mean") < table.index("| needle |")
-    assert render_frontier(record).count("| routed |") == 3
+    assert kinds["needle"]["dense"] == 1.0 and kinds["prose"]["dense"] == 0.0 and kinds["needle"]["n"] == 4
+    gains = {(g["router"], g["mask"], g["kinds"], g["same_msr_on"]): g for g in found["gains"]}
+    assert len(gains) == 4 * (2 * 2 + 1)  # all and sensitive of two routers, and the kind's own MSR once
+    assert gains["routed", "prulong", "sensitive", "suite"]["low"] == 1.0
+    at_kind = gains["routed", "prulong", "sensitive", "kind"]
+    assert at_kind["value"] == 1.0 and at_kind["msr_router"] - 1 / 6 < at_kind["msr_mask"] <= at_kind["msr_router"]
+    table = render_quality({"metrics": found})
+    assert table.index("| needle |") < table.index("Outside the mean") < table.index("| prose |")
+    assert render_frontier({"metrics": found}).count("| routed |") == 4

@@ -31,6 +31,15 @@ def test_record_of_both_ways(tmp_path):
     assert rows[-1]["samples"] == [1024]
 
 
+def test_layers_that_keep_everything_and_fast_gradients_are_cells(tmp_path):
+    cells = ["--loads", "mixed", "--ways", "ours", "--whole-layers", "0", "2", "--fast-gradients", "0", "1"]
+    training_throughput.main([*TINY, *cells, "--json", str(tmp_path / "four.json")])
+    rows = read_record(tmp_path / "four.json")["metrics"]["rows"]
+    assert [(row["whole_layers"], row["fast_gradients"]) for row in rows] == [(0, 0), (0, 1), (2, 0), (2, 1)]
+    assert len({row["loss"] for row in rows}) == 1
+    assert rows[0]["recomputed_flops_per_pack"] > rows[2]["recomputed_flops_per_pack"]
+
+
 def test_cells_that_disagree_stop_the_run():
     cell = dict.fromkeys(training_rates.CELL, 1) | {"load": "mixed"}
     training_throughput.check_losses([cell | {"loss": 2.0}, cell | {"loss": 2.01}])
@@ -62,14 +71,15 @@ def test_flops_of_one_layer_by_hand():
     weights = width * d * (heads + 2 * kv) + heads * d * width + 3 * width * inner
     linear, last = 2 * weights * n, 2 * width * words * training_loads.RESPONSE_TOKENS
     pairs = n * (n + 1) // 2
-    needed, again = training_rates.count_flops(model, [n], 0.0, "all")
+    needed, again = training_rates.count_flops(model, [n], 0.0, "all", 0)
     assert needed == 2 * linear + 2 * last + (4 + 8) * d * heads * pairs
     assert again == 2 * d * heads * pairs + last
-    _, layers = training_rates.count_flops(model, [n], 0.0, "layers")
-    _, attention = training_rates.count_flops(model, [n], 0.0, "attention")
+    _, layers = training_rates.count_flops(model, [n], 0.0, "layers", 0)
+    _, attention = training_rates.count_flops(model, [n], 0.0, "attention", 0)
     assert layers - attention == 4 * d * heads * pairs
     assert attention - again == linear - 2 * width * inner * n
-    sparse, _ = training_rates.count_flops(model, [n], 1.0, "all")
+    assert training_rates.count_flops(model, [n], 0.0, "layers", 1) == (needed, again)
+    sparse, _ = training_rates.count_flops(model, [n], 1.0, "all", 0)
     assert 4 * d * heads * pairs < sparse - 2 * linear - 2 * last < 12 * d * heads * pairs
 
 

@@ -120,9 +120,16 @@ def test_adapters_that_pages_cannot_express():
     with pytest.raises(ValueError, match=str(NEEDED)):
         check_serving(ServingConfig(policy="first_chunk", first_chunk_tokens=NEEDED), CONFIG)
     triangle = TriangleConfig(num_sink_tokens=16, local_window=32, block_size=16)
-    for changes in ({"sparse_pattern": triangle}, {"granularity": "layer"}):
-        with pytest.raises(UnsupportedModel, match="--engine transformers"):
-            streaming(dataclasses.replace(CONFIG, **changes))
+    with pytest.raises(UnsupportedModel, match="--engine transformers"):
+        streaming(dataclasses.replace(CONFIG, sparse_pattern=triangle))
+
+
+def test_given_routes_of_a_layer_adapter_agree_within_a_layer():
+    layered = dataclasses.replace(CONFIG, granularity="layer")
+    agreeing = "1" * HEADS + "0" * HEADS * (LAYERS - 1)
+    assert read_route_request({"elastic_routes": agreeing}, layered).routes.sum() == HEADS
+    with pytest.raises(ValueError, match="once a layer"):
+        read_route_request({"elastic_routes": "10" * (LAYERS * HEADS // 2)}, layered)
 
 
 @pytest.mark.parametrize("extra", [{}, {"elastic_routes": "sparse"}, {"elastic_routes": "off"}])

@@ -15,6 +15,7 @@ from elastic_attention import (
     UnsupportedModel,
     find_handle,
 )
+from elastic_attention.training.data.steps import PackedSteps
 from elastic_attention.training.engine import Engine
 from elastic_attention.training.trainer import train
 
@@ -31,6 +32,37 @@ def test_a_tokenizer_of_another_model(tmp_path):
 
     with pytest.raises(RecipeError, match=r"the data holds the token \d+, the model embeds 97"):
         train(make_recipe(tmp_path), tmp_path / "run", **parts() | {"model": make_model()})
+
+
+def test_a_tokenizer_that_ends_answers_otherwise(tmp_path):
+    given = parts()
+    given["model"].config.eos_token_id = given["model"].generation_config.eos_token_id = 5
+    with pytest.raises(RecipeError, match=r"ends answers with the token 2 \('<\|end\|>'\), the model '' with \[5\]"):
+        train(make_recipe(tmp_path), tmp_path / "run", **given)
+    given["model"].generation_config.eos_token_id = [5, 2]
+    train(make_recipe(tmp_path, steps=1), tmp_path / "run", **given)
+
+
+def teach(model, recipe, tokenizer):
+    """A model that has read the samples."""
+    data = PackedSteps(recipe.data, tokenizer, seed=0, steps=2)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for _ in range(30):
+        tokens = data[0][0].input_ids[None]
+        model(input_ids=tokens, labels=tokens).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def test_a_tokenizer_whose_numbers_mean_something_else(tmp_path, caplog):
+    given, recipe = parts(), make_recipe(tmp_path, steps=1)
+    teach(given["model"], recipe, given["tokenizer"])
+    train(recipe, tmp_path / "run", **given)
+    assert "worse than chance" not in caplog.text
+    weight = given["model"].model.embed_tokens.weight.data
+    weight[4:] = weight[4:].roll(7, dims=0)  # to the model, every token is another one now
+    train(recipe, tmp_path / "other", **given)
+    assert "is worse than chance at a sample in the tokens of the tokenizer" in caplog.text
 
 
 def test_samples_beyond_the_reach_of_the_model(tmp_path):
@@ -68,7 +100,9 @@ def test_a_model_that_cannot_be_loaded_is_named(tmp_path):
 def test_a_run_says_what_it_learns_from(tmp_path, caplog):
     recipe = make_recipe(tmp_path, steps=1)
     with caplog.at_level(logging.INFO):
-        train(recipe, tmp_path / "run", **parts())
+        given = parts()
+        teach(given["model"], recipe, given["tokenizer"])
+        train(recipe, tmp_path / "run", **given)
     assert (
         "Samples: 8 code, 8 few_shot, 8 single_qa, of 5,285 tokens together" in caplog.text
         and "; 6 held out." in caplog.text

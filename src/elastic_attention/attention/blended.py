@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..config import SparsePattern, StreamingConfig, XAttentionConfig
 from ..kernels.backends import is_fused
-from ..kernels.block_lists import count_rows, find_first_blocks
+from ..kernels.block_lists import BlockLists, count_rows, find_first_blocks
 from ..kernels.gather import blend_gather
 from ..kernels.reference import blend_reference
 from ..kernels.spans import Spans, list_spans
@@ -32,6 +32,7 @@ def blended_attention(
     spans: Spans | None = None,
     scale: float | None = None,
     backend: str = "auto",
+    fast_gradients: bool = False,
 ) -> Tensor:
     """Both paths of every head, mixed: O = r * O_sparse + (1 - r) * O_full. For training routes.
 
@@ -39,6 +40,8 @@ def blended_attention(
         q: (B, H, T, D); k, v: (B, G, S, D), as in `hybrid_attention`.
         route: (B, G) float in [0, 1], 1 = sparse. Its gradient is <O_sparse - O_full, dL/dO>.
         pattern, full_pattern, left_padding, prompt_lengths, spans, scale, backend: as in `hybrid_attention`.
+        fast_gradients: those of full heads may come from cuDNN where that is faster (streaming patterns on Hopper
+            GPUs): equal calls then differ in the last bits.
 
     Returns:
         (B, H, T, D), differentiable in q, k, v and route.
@@ -59,11 +62,10 @@ def blended_attention(
     if is_fused(chosen):
         from ..kernels.triton.blended import blend_triton
 
+        attend = None
         if chosen == "hopper":
-            from ..kernels.hopper import attend_hopper
-
-            return blend_triton(q, k, v, route, pattern, factor, spans=spans, attend=attend_hopper)
-        return blend_triton(q, k, v, route, pattern, factor, spans=spans)
+            from ..kernels.hopper import attend_hopper as attend
+        return blend_triton(q, k, v, route, pattern, factor, spans=spans, attend=attend, is_fast=fast_gradients)
     if spans is None:
         return _blend(q, k, v, route, pattern, factor, chosen)
     out = torch.zeros_like(q)
@@ -122,17 +124,27 @@ def _attend_path(
 
     attend = partial(attend_planned, plan=plan, scale=scale, spans=spans, backend=backend)
     block_size = plan.config.block_size if plan.lists is None else plan.lists.block_size
-    show = partial(_show_blocks, plan, block_size, q.shape[2], k.shape[2], spans)
-    return attend_blocks(q, k, v, attend, show, plan.dense_rows, block_size, scale, spans)
+    sizes = len(plan.modes), q.shape[2], k.shape[2], block_size
+    lists = () if plan.lists is None else (plan.lists.counts, plan.lists.indices)
+    show = partial(_show_blocks, sizes, plan.config, spans, q.device)
+    return attend_blocks(q, k, v, attend, show, lists, plan.dense_rows, block_size, scale, spans)
 
 
-def _show_blocks(plan: Plan, block_size: int, num_queries: int, num_keys: int, spans: Spans | None) -> Tensor:
-    """(sequences, H or 1, M, N) bool: which key blocks the query blocks of listed or triangle heads read."""
-    first = find_first_blocks(len(plan.modes), num_queries, num_keys, block_size, spans).to(plan.modes.device)
-    rows, blocks = count_rows(num_queries, num_keys, block_size, spans)
-    if plan.lists is not None:
-        return plan.lists.to_mask(first, blocks)
-    config = plan.config
+def _show_blocks(
+    sizes: tuple[int, int, int, int], config: StreamingConfig, spans: Spans | None, device: torch.device, *lists: Tensor
+) -> Tensor:
+    """(sequences, H or 1, M, N) bool: which key blocks the query blocks of listed or triangle heads read.
+
+    Args:
+        sizes: sequences, T, S, tokens of a block.
+        config: of triangle heads.
+        lists: counts and indices of `BlockLists`, for listed heads.
+    """
+    first = find_first_blocks(*sizes, spans).to(device)
+    rows, blocks = count_rows(*sizes[1:], spans)
+    block_size = sizes[-1]
+    if lists:
+        return BlockLists(counts=lists[0], indices=lists[1], block_size=block_size).to_mask(first, blocks)
     queries = (first[:, None] + torch.arange(rows, device=first.device))[:, None, :, None]
     keys = torch.arange(blocks, device=first.device)
     return (keys < config.num_sink_tokens // block_size) | (keys > queries - config.local_window // block_size)

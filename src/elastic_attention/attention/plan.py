@@ -109,6 +109,8 @@ def make_plan(
             "beside a StreamingConfig."
         )
     sparse = LISTS if choice is not None else _CODES[type(pattern)]
+    if choice is not None and k.shape[2] <= choice.dense_tokens:  # every query reads everything: no choice to make
+        choice, sparse, head_is_sparse = None, STREAMING, torch.zeros_like(head_is_sparse)
     full = FULL if full_pattern == "full" else LISTS
     routes = head_is_sparse.to(q.device)
     is_numbered = (full, sparse) == (FULL, STREAMING) == (0, 1)  # the bytes of a bool are the numbers: no launch

@@ -189,15 +189,17 @@ def _name_model(base: Base) -> dict[str, Any]:
 def shorten_folders(config: dict[str, Any]) -> dict[str, Any]:
     """The settings for a record, which says nothing of this computer: of a folder its name and its parent's."""
 
-    def shorten(folder: str | None) -> str | None:
-        return None if folder is None else "/".join(part for part in Path(folder).parts[-2:] if part != "/")
-
     plan, routing = config["plan"], config["routing"]
-    methods = [method | {"folder": shorten(method["folder"])} for method in plan["methods"]]
+    methods = [method | {"folder": shorten_folder(method["folder"])} for method in plan["methods"]]
     return config | {
         "plan": plan | {"methods": methods},
-        "routing": routing | {"routers": shorten(routing["routers"])},
+        "routing": routing | {"routers": shorten_folder(routing["routers"])},
     }
+
+
+def shorten_folder(folder: str | None) -> str | None:
+    """Its name and its parent's."""
+    return None if folder is None else "/".join(part for part in Path(folder).parts[-2:] if part != "/")
 
 
 @contextlib.contextmanager

@@ -76,6 +76,7 @@ def elastic_attention(
     pattern: SparsePattern | None = None,
     full_pattern: str | XAttentionConfig = "full",
     keeps_all: bool = False,
+    fast_gradients: bool = False,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """query (B, H, T, D), key and value (B, G, T, D) -> (B, T, H, D). Layers without a step are left to sdpa."""
@@ -95,6 +96,7 @@ def elastic_attention(
     def attend_alone(routes: HeadRoutes, full: str | XAttentionConfig) -> Tensor:
         options: dict[str, Any] = {"pattern": pattern, "full_pattern": full, "scale": scaling, "backend": backend}
         options |= {"prompt_lengths": step.prompt_lengths}
+        options |= {"fast_gradients": fast_gradients} if routes.is_sampled else {}
         if tokens.exchange is None:
             return _attend_alone(query, key, value, routes, tokens, options)
         heads = tokens.exchange.deal(routes.values)

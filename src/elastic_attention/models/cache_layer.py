@@ -41,7 +41,7 @@ class ElasticLayer(DynamicLayer):
     def _clear(self) -> None:
         self.store = self.make_store(self.group)
         self.columns = 0
-        self.real: Tensor | None = None  # (B, columns) once there was padding
+        self.real: Tensor | None = None  # (B, columns up to the last padding at least); what follows is real
         self.is_decided: list[bool] = []
         self.pool: BoundaryPool | None = BoundaryPool(self.num_pooled)
         self.pooled_later: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -69,13 +69,9 @@ class ElasticLayer(DynamicLayer):
 
     def append(self, keys: Tensor, values: Tensor, real: Tensor | None, counts: list[int]) -> None:
         """Store (B, G, T, D) keys and values of new columns; `real` (B, T) bool marks the `counts` real tokens."""
-        batch, num_new = keys.shape[0], keys.shape[2]
-        if real is not None or self.real is not None:
-            ones = [torch.ones(batch, n, dtype=torch.bool, device=keys.device) for n in (self.columns, num_new)]
-            self.real = torch.cat(
-                [ones[0] if self.real is None else self.real, ones[1] if real is None else real], dim=1
-            )
-        self.columns += num_new
+        if real is not None:
+            self.real = torch.cat([self._mark_real(real), real], dim=1)
+        self.columns += keys.shape[2]
         self.store.append(keys, values, real, counts=counts)
 
     def advance(self, num_tokens: int) -> None:
@@ -83,9 +79,11 @@ class ElasticLayer(DynamicLayer):
         assert isinstance(self.store, PagedCache)
         self.store.advance(num_tokens)
         self.columns += num_tokens
-        if self.real is not None:
-            ones = self.real.new_ones(len(self.real), max(0, num_tokens))
-            self.real = torch.cat([self.real[:, : self.columns], ones], dim=1)[:, : self.columns]
+
+    def _mark_real(self, like: Tensor) -> Tensor:
+        """(B, columns) bool, on the device of `like` (B, ...): which columns are real."""
+        known = like.new_ones(len(like), 0) if self.real is None else self.real
+        return torch.cat([known, like.new_ones(len(like), self.columns - known.shape[1])], dim=1)
 
     def get_seq_length(self) -> int:
         return self.columns
@@ -109,7 +107,7 @@ class ElasticLayer(DynamicLayer):
             return
         counts = [removed] * len(self.store.lengths)
         if self.real is not None and removed:
-            counts = self.real[:, -removed:].sum(1).tolist()
+            counts = self._mark_real(self.real)[:, -removed:].sum(1).tolist()
         self.store.crop(counts)
         self.columns -= removed
         if self.real is not None:

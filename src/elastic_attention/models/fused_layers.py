@@ -7,6 +7,7 @@ import torch
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..errors import UnsupportedModel
+from .families import unwrap_model
 
 _ROTATE = "apply_rotary_pos_emb"
 _VARIANTS = 64  # norms of several widths and MLPs share the code that torch.compile counts variants of
@@ -19,7 +20,7 @@ def fuse_layers(model: Any, is_on: bool, *, backend: str = "inductor") -> None:
     The rotation is a function of the model's family, so other models of that family in this process take the fused one.
 
     Args:
-        model: transformers model.
+        model: transformers model, or a PeftModel around one.
         is_on: begin.
         backend: of torch.compile.
 
@@ -40,7 +41,7 @@ def fuse_layers(model: Any, is_on: bool, *, backend: str = "inductor") -> None:
         part._compiled_call_impl = None
         if is_on:
             part.compile(dynamic=True, backend=backend)
-    home = sys.modules[type(model).__module__]
+    home = sys.modules[type(unwrap_model(model)).__module__]
     if rotate := getattr(home, _ROTATE, None):
         plain = getattr(rotate, "plain", rotate)
         setattr(home, _ROTATE, _compile(plain, backend) if is_on else plain)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..patterns import build_pattern
+from .replay import replay_steps
 
 if TYPE_CHECKING:
     from .handle import Handle
@@ -65,7 +66,8 @@ def _generate(handle: "Handle", inputs: Any = None, *args: Any, **kwargs: Any) -
     routes = None
     if handle.prefill_policy == "probe" and past == 0 and not handle.has_given_routes and ids.ndim == 2:
         routes = probe_routes(handle, ids, mask)
-    with tell_prompt(handle, Prompt(num_columns=num_columns, is_assisted=_is_assisted(handle, kwargs), routes=routes)):
+    prompt = Prompt(num_columns=num_columns, is_assisted=_is_assisted(handle, kwargs), routes=routes)
+    with tell_prompt(handle, prompt), replay_steps(handle) if handle.replays_steps else contextlib.nullcontext():
         handle.restart_report()
         return generate(inputs, *args, **kwargs)
 

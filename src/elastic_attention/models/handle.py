@@ -42,7 +42,12 @@ class Handle:
         routed_layers: indices of the layers that are routed.
         budget: added to every sparse logit; larger = sparser. 0 is what training found.
         token_reader: what layers learn about the tokens of a forward.
+        fast_gradients: of `blended_attention`.
+        replays_steps: `generate` decodes with a CUDA graph where the cache lies in pages.
     """
+
+    fast_gradients = False
+    replays_steps = False
 
     def __init__(
         self,
@@ -275,6 +280,7 @@ class Handle:
             "pattern": self.config.sparse_pattern,
             "full_pattern": self.config.full_pattern,
             "keeps_all": self._keeps_all,
+            "fast_gradients": self.fast_gradients,
         }
         return args, kwargs | extra
 
@@ -296,6 +302,7 @@ class Handle:
             policy=self.prefill_policy,
             first_chunk_tokens=self.first_chunk_tokens,
             reroute_on_append=self.reroute_on_append,
+            memory=self.token_reader.memory,
         )
 
     def _find_router_kernel(self) -> KeyRouter | None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..config import ElasticConfig, StreamingConfig
 from ..patterns import build_pattern
-from ..router import BoundaryPool, average_heads, select_boundary, select_ends
+from ..router import BoundaryPool, average_heads, count_ends, select_boundary, select_ends
 from ..types import HeadRoutes, stage
 from .cache_layer import ElasticLayer
 from .families import count_kv_heads, keys_before_rope, queries_before_rope
@@ -62,6 +62,7 @@ class RoutingRules:
         policy: what a chunked prefill does.
         first_chunk_tokens: N of the policy "first_chunk".
         reroute_on_append: later prompts may turn full heads into sparse ones.
+        memory: what the layers of a forward share.
     """
 
     config: ElasticConfig
@@ -73,6 +74,7 @@ class RoutingRules:
     policy: str
     first_chunk_tokens: int
     reroute_on_append: bool
+    memory: dict[str, Any]
 
 
 def plan_layer(
@@ -84,7 +86,7 @@ def plan_layer(
     if is_streaming:  # treats answers like prompts
         return step
     lengths = rules.prompt_lengths
-    if lengths is None and tokens.prompt_columns < tokens.num_columns:
+    if lengths is None and tokens.prompt_columns < tokens.num_columns and not any(tokens.before):
         lengths = torch.tensor([b + p for b, p in zip(tokens.before, tokens.prompt_counts, strict=True)])
     return step if lengths is None else dataclasses.replace(step, prompt_lengths=stage(lengths, hidden.device))
 
@@ -126,7 +128,7 @@ def _decide(
     if not any(ready):
         return unchanged
     if is_whole:
-        values = _route_ends(rules, index, module, hidden, heads)
+        values = _route_ends(rules, index, module, hidden, tokens, heads)
     else:
         values = _ask_source(rules, index, _mean(rules, layer.pool), heads)
     chosen = _keep_rows(values.bool(), ready)
@@ -174,12 +176,9 @@ def _is_long(rules: RoutingRules, num_tokens: int) -> bool:
 
 def _route_once(rules: RoutingRules, index: int, module: Any, hidden: Tensor, tokens: Tokens, heads: int) -> Tensor:
     """What the source says about a forward without a cache."""
-    if _is_whole_prompt(rules, tokens):
-        return _route_ends(rules, index, module, hidden, heads)
+    if tokens.is_packed or _is_whole_prompt(rules, tokens):
+        return _route_ends(rules, index, module, hidden, tokens, heads)
     pool = BoundaryPool(rules.config.router.pooled_tokens)
-    if tokens.is_packed:
-        pool.update(*_packed_states(rules, module, hidden, tokens))
-        return _ask_source(rules, index, _mean(rules, pool), heads)
     before = torch.zeros(len(hidden), dtype=torch.long, device=hidden.device)
     real = _limit(rules, tokens.real_mask(len(hidden), hidden.device), before)
     pool.update(*_boundary_states(rules, module, hidden, real, before))
@@ -187,25 +186,56 @@ def _route_once(rules: RoutingRules, index: int, module: Any, hidden: Tensor, to
 
 
 def _is_whole_prompt(rules: RoutingRules, tokens: Tokens) -> bool:
-    """Is the forward a prompt without padding whose two ends do not overlap? Then nothing needs to be searched."""
+    """Is the forward whole prompts that are all routed, without holes? Then no token needs to be searched."""
     return (
-        not tokens.has_spans
+        (tokens.real is None or tokens.spans is not None)
         and tokens.completes_prompt
-        and tokens.prompt_columns == tokens.num_columns >= 2 * rules.config.router.pooled_tokens
+        and tokens.prompt_columns == tokens.num_columns
         and rules.prompt_lengths is None
         and rules.policy != "first_chunk"
         and not rules.reroute_on_append
-        and _is_long(rules, tokens.num_columns)
+        and _is_long(rules, min(tokens.prompt_counts))
     )
 
 
-def _route_ends(rules: RoutingRules, index: int, module: Any, hidden: Tensor, heads: int) -> Tensor:
-    """Routes from the first n and the last n tokens."""
+def _route_ends(rules: RoutingRules, index: int, module: Any, hidden: Tensor, tokens: Tokens, heads: int) -> Tensor:
+    """Routes from the first n and the last n tokens of each sequence."""
     n = rules.config.router.pooled_tokens
-    states = _project(rules, module, torch.cat([hidden[:, :n], hidden[:, -n:]], dim=1))
+    if tokens.has_spans or tokens.num_columns < 2 * n:
+        places, counts = _find_ends(rules, tokens, hidden)
+        if tokens.exchange is None:
+            chosen = hidden.flatten(0, 1).index_select(0, places.flatten()).unflatten(0, places.shape)
+        else:
+            chosen = tokens.exchange.take(hidden, places)
+    else:
+        chosen = torch.cat([hidden[:, :n], hidden[:, -n:]], dim=1)
+        counts = torch.ones(chosen.shape[:2], device=hidden.device)
+    states = _project(rules, module, chosen)
     if rules.route_keys is not None:
-        return rules.route_keys(index, states, torch.ones(states.shape[:2], device=states.device))
-    return _ask_source(rules, index, states.float().sum(1) / (2 * n), heads)
+        return rules.route_keys(index, states, counts)
+    summed = (states.float() * counts[..., None, None]).sum(1)
+    return _ask_source(rules, index, summed / counts.sum(1).clamp(min=1)[:, None, None], heads)
+
+
+def _find_ends(rules: RoutingRules, tokens: Tokens, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the pooled tokens of each sequence lie in all rows of tokens, (S, 2n), and how often each counts."""
+    if "ends" not in rules.memory:
+        n = rules.config.router.pooled_tokens
+        if tokens.spans is None:
+            length = torch.full((len(hidden),), tokens.num_columns, device=hidden.device)
+            start = torch.zeros_like(length)
+        else:
+            start, length = tokens.spans.query_start.long(), tokens.spans.query_length.long()
+        if not tokens.is_packed:
+            start = start + torch.arange(len(start), device=start.device) * tokens.num_columns
+        if rules.prompt_lengths is not None:
+            length = rules.prompt_lengths.to(hidden.device)
+        elif rules.policy == "first_chunk":
+            length = length.clamp(max=rules.first_chunk_tokens)
+        places, rank, is_valid = select_ends(start, length, n)
+        is_twice = rules.config.router.count_overlap_twice
+        rules.memory["ends"] = places, count_ends(rank, is_valid, length, n, count_overlap_twice=is_twice)
+    return rules.memory["ends"]
 
 
 def _mean(rules: RoutingRules, pool: BoundaryPool) -> Tensor:
@@ -233,19 +263,6 @@ def _boundary_states(
     """Keys (B, m, G, D) of the pooled tokens, or their mean queries (B, m, 1, D) for layer routers; rank; validity."""
     index, rank, is_valid = select_boundary(real, before, rules.config.router.pooled_tokens)
     chosen = hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[-1]))
-    return _project(rules, module, chosen), rank, is_valid
-
-
-def _packed_states(rules: RoutingRules, module: Any, hidden: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
-    """`_boundary_states` of packed sequences, hidden (1, T, hidden): one row of pooled tokens a sequence."""
-    assert tokens.spans is not None
-    start, length = tokens.spans.query_start.long(), tokens.spans.query_length.long()
-    if rules.prompt_lengths is not None:
-        length = rules.prompt_lengths.to(hidden.device)
-    elif rules.policy == "first_chunk":
-        length = length.clamp(max=rules.first_chunk_tokens)
-    index, rank, is_valid = select_ends(start, length, rules.config.router.pooled_tokens)
-    chosen = hidden[0, index] if tokens.exchange is None else tokens.exchange.take(hidden, index)
     return _project(rules, module, chosen), rank, is_valid
 
 

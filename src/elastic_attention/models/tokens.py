@@ -86,9 +86,14 @@ class Tokens:
 
 
 class TokenReader:
-    """Reads the tokens of a forward once, not once a layer, since the host must wait for a mask."""
+    """Reads the tokens of a forward once, not once a layer, since the host must wait for a mask.
+
+    Attributes:
+        memory: what else the layers of a forward compute once.
+    """
 
     def __init__(self) -> None:
+        self.memory: dict[str, Any] = {}
         self._mask: Tensor | None = None
         self._facts: dict[str, Any] | None = None
         self._tokens: Tokens | None = None
@@ -97,6 +102,7 @@ class TokenReader:
     def forget(self) -> None:
         """A new forward begins."""
         self._mask = self._facts = self._tokens = None
+        self.memory = {}
 
     @contextmanager
     def given(self, tokens: Tokens) -> Iterator[None]:
@@ -113,6 +119,7 @@ class TokenReader:
             return self._given
         if self._tokens is None or self._mask is not mask or self._facts != facts:
             self._mask, self._facts, self._tokens = mask, facts, read_tokens(mask, **facts)
+            self.memory = {}
         return self._tokens
 
 

@@ -2,7 +2,7 @@
 
 from .attention_router import AttentionRouter
 from .layer_router import LayerRouter, average_heads
-from .pooling import BoundaryPool, select_boundary, select_ends
+from .pooling import BoundaryPool, count_ends, select_boundary, select_ends
 from .sampling import RouteNoise, RouteSampler
 from .stack import RouterStack
 
@@ -14,6 +14,7 @@ __all__ = [
     "RouteSampler",
     "RouterStack",
     "average_heads",
+    "count_ends",
     "select_boundary",
     "select_ends",
 ]

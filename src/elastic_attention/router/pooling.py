@@ -57,6 +57,20 @@ def select_ends(start: Tensor, length: Tensor, num_pooled: int) -> tuple[Tensor,
     return start[:, None] + rank.where(is_valid, 0), rank.where(is_valid, 0), is_valid
 
 
+def count_ends(rank: Tensor, is_valid: Tensor, length: Tensor, num_pooled: int, *, count_overlap_twice: bool) -> Tensor:
+    """How often each token of `select_ends` counts in the mean of its sequence, (S, 2n) float32.
+
+    Args:
+        rank, is_valid: (S, 2n), of `select_ends`.
+        length: (S,), tokens of each sequence.
+        num_pooled: n.
+    """
+    counts = is_valid.float()
+    if count_overlap_twice:
+        counts = counts * (1 + ((rank < num_pooled) & (rank >= length[:, None] - num_pooled)).float())
+    return counts
+
+
 class BoundaryPool:
     """Keys before RoPE of the first n and last n tokens of each sequence, kept until its route is decided.
 

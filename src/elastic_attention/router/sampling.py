@@ -5,7 +5,7 @@ sharding and recomputation for gradient checkpointing cannot change it.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -32,21 +32,33 @@ class RouteNoise:
     Attributes:
         seed, step: of the run.
         sample_ids: (B,) int64, identity of each sample in the data, not its place in the batch.
+        num_layers: layers whose noise is made at once, because small operations cost the host; others have theirs too.
     """
 
     seed: int
     step: int
     sample_ids: Tensor
+    num_layers: int = 1
+    _made: dict[tuple[int, int, int], Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def uniform(self, layer: int, num_kv_heads: int, num_classes: int = 2) -> Tensor:
         """(B, G, num_classes) float32 in [0, 1) on the device of `sample_ids`."""
+        first = layer - layer % self.num_layers
+        key = first, num_kv_heads, num_classes
+        if key not in self._made:
+            self._made[key] = self._make(first, num_kv_heads, num_classes)
+        return self._made[key][layer - first]
+
+    def _make(self, first: int, num_kv_heads: int, num_classes: int) -> Tensor:
+        """`uniform` of `num_layers` layers from `first` on, (layers, B, G, num_classes)."""
         device = self.sample_ids.device
         state = _mix(self.sample_ids.to(torch.int64) + _wrap(self.seed * 1_000_003))
         state = _mix(state + self.step)
-        cell = torch.arange(num_kv_heads * num_classes, device=device) + layer * 65_536
-        state = _mix(_mix(state[:, None] + cell[None]) + 0x9E3779B9)
+        layers = torch.arange(first, first + self.num_layers, device=device)
+        cell = torch.arange(num_kv_heads * num_classes, device=device) + layers[:, None] * 65_536
+        state = _mix(_mix(state[None, :, None] + cell[:, None]) + 0x9E3779B9)
         mantissa = (state >> 40) & 0xFFFFFF
-        return (mantissa.float() / 2**24).view(-1, num_kv_heads, num_classes)
+        return (mantissa.float() / 2**24).view(self.num_layers, -1, num_kv_heads, num_classes)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

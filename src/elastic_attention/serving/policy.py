@@ -90,17 +90,12 @@ def streaming(config: ElasticConfig) -> StreamingConfig:
     """The pattern of sparse heads, which an engine with pages must be able to express as pages.
 
     Raises:
-        UnsupportedModel: the adapter uses another pattern, XAttention for full heads, or one decision a layer.
+        UnsupportedModel: the adapter uses another pattern, or XAttention for full heads.
     """
     if not isinstance(config.sparse_pattern, StreamingConfig) or config.full_pattern != "full":
         raise UnsupportedModel(
             f"vLLM serves heads that are full or stream, this adapter has sparse_pattern={config.sparse_pattern!r} and "
             f"full_pattern={config.full_pattern!r}; serve it with `elastic-attn serve --engine transformers`."
-        )
-    if config.granularity != "head":
-        raise UnsupportedModel(
-            "A layer router reads queries, which vLLM does not keep; serve this adapter with "
-            "`elastic-attn serve --engine transformers`."
         )
     return config.sparse_pattern
 

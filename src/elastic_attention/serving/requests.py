@@ -80,4 +80,9 @@ def _read_routes(value: Any, config: ElasticConfig) -> Tensor | None:
             f"{ROUTES}={shown} is unknown; use 'auto', 'off', 'sparse', or {shape[0]} x {shape[1]} digits 0 (full) and "
             "1 (sparse), layer by layer."
         )
-    return torch.tensor([digit == "1" for digit in value]).view(shape) & is_routed
+    routes = torch.tensor([digit == "1" for digit in value]).view(shape)
+    if config.granularity == "layer" and bool((routes != routes[:, :1]).any()):
+        raise ValueError(
+            f"{ROUTES}: these routers decide once a layer, so that its {shape[1]} digits must be the same."
+        )
+    return routes & is_routed

@@ -41,11 +41,11 @@ def decide_routes(router: AttentionRouter, pooled: Tensor, budgets: Tensor) -> T
     """`AttentionRouter.forward` with a budget of its own for each sequence.
 
     Args:
-        pooled: (B, G, D) mean boundary keys.
+        pooled: (B, G, D) mean boundary keys, or (B, 1, D) the mean boundary query of all heads for a layer router.
         budgets: (B,) float32.
 
     Returns:
-        (B, G) bool, True = sparse.
+        (B, G) or (B, 1) bool, True = sparse.
     """
     logits = router.logits(pooled)
     return logits[..., SPARSE] + budgets[:, None] > logits[..., FULL]

@@ -28,6 +28,18 @@ class Checkpoint:
     state: State
     optimizers: dict[str, dict[int, dict[str, Tensor]]]
 
+    def explain_misfit(self, own: State) -> str | None:
+        """The first tensor that a run with the state `own` lacks, misses or has in another shape, in words."""
+        for group, values in own.items():
+            theirs = self.state.get(group)
+            if theirs is None and group != "source":  # older versions had fewer groups
+                continue
+            for name in sorted(values.keys() | (theirs := theirs or {}).keys()):
+                here, there = (f"{list(x[name].shape)}" if name in x else "absent" for x in (values, theirs))
+                if here != there:
+                    return f"{group}/{name} is {there} there and {here} here"
+        return None
+
     def restore(self, optimizers: dict[str, torch.optim.Optimizer]) -> None:
         """Put the optimisers into their saved states."""
         for name, optimizer in optimizers.items():

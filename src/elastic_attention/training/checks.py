@@ -1,10 +1,13 @@
 """What is looked at before the first step of a run: where it writes, its model, and whether the samples fit."""
 
 import logging
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ..config import SparsePattern
 from ..errors import RecipeError
@@ -13,9 +16,11 @@ from ..patterns import build_pattern
 from .data.batch import PackedBatch
 from .data.corpus import Corpus
 from .data.steps import PackedSteps
+from .engine import Engine
 from .recipe import Recipe
 
 _logger = logging.getLogger(__name__)
+_READ_TOKENS = 512  # of a sample, to see whether the model knows its tokens
 
 
 def check_output(folder: Path) -> None:
@@ -49,6 +54,39 @@ def check_fit(model: Any, data: PackedSteps) -> None:
             f"the longest sample has {longest} tokens, the model reads {reach}; lower data.packs.tokens to that "
             "and set data.packs.over_long, or load the model with a longer context."
         )
+
+
+def check_tokenizer(engine: Engine, tokenizer: Any, corpus: Corpus) -> None:
+    """Notice a tokenizer whose tokens fit the model by number but mean something else to it.
+
+    An answer ends with the tokenizer's end token, so it must be one that the model ends with. Beyond that, a model
+    that is worse than chance at a sample was not trained with this tokenizer, or not at all: a warning.
+
+    Raises:
+        RecipeError: the model ends with other tokens; names them.
+    """
+    model, end = engine.model, getattr(tokenizer, "eos_token_id", None)
+    configs = model.config.get_text_config(), getattr(model, "generation_config", None)
+    ends = {i for config in configs for i in _list_ids(getattr(config, "eos_token_id", None))}
+    names = f"the tokenizer {tokenizer.name_or_path!r}", f"the model {model.config._name_or_path!r}"
+    if end is not None and ends and end not in ends:
+        raise RecipeError(
+            f"{names[0]} ends answers with the token {end} ({tokenizer.eos_token!r}), {names[1]} with {sorted(ends)}; use "
+            "the model's own tokenizer, or add the token to model.generation_config.eos_token_id."
+        )
+    tokens = corpus.sample(int(corpus.fitting.kept[0]), 0.0).tokens[:_READ_TOKENS]
+    loss = engine.measure_text(torch.from_numpy(tokens.astype("int64")))
+    chance = math.log(model.get_input_embeddings().weight.shape[0])
+    if loss > chance:
+        _logger.warning(
+            "%s is worse than chance at a sample in the tokens of %s (loss %.1f, chance %.1f): the tokenizer is of another "
+            "model, or the weights are random.",
+            *(names[1], names[0], loss, chance),
+        )
+
+
+def _list_ids(ids: int | list[int] | None) -> list[int]:
+    return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
 
 
 def open_model(recipe: Recipe, device: str | None) -> tuple[Any, Any]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..config import ElasticConfig
 from ..errors import TrainingDiverged, UnsupportedModel
 from ..models.attach import attach
-from ..models.families import describe_model
+from ..models.families import describe_model, unwrap_model
 from ..models.fused_layers import fuse_layers
 from ..models.output_layer import find_output_layer
 from ..models.recompute import recompute_layers
@@ -45,7 +45,8 @@ class Engine:
 
     Args:
         recipe: the run.
-        model: a causal language model on its device; it is frozen, and attached until `close`.
+        model: a causal language model on its device, or a PeftModel around one; it is frozen, and attached until
+            `close`.
 
     Attributes:
         rank, world_size: of the ranks that read different packs.
@@ -67,9 +68,10 @@ class Engine:
     def __init__(self, recipe: Recipe, model: Any) -> None:
         check_dtypes(model)
         self._was_training, self._learnt = model.training, [p for p in model.parameters() if p.requires_grad]
-        self.recipe, self.model = recipe, model.eval().requires_grad_(False)
+        self.recipe, self.model = recipe, unwrap_model(model).eval().requires_grad_(False)
         torch.manual_seed(recipe.seed)  # fresh routers are the same on every device
         self.handle = attach(model, configure(recipe, model))
+        self.handle.fast_gradients = recipe.fast_gradients
         self.source = build_source(recipe, self.handle)
         self.loss_name = recipe.objective.loss or self.source.loss
         self.constraint = build_constraint(recipe, self.source).to(model.device)
@@ -81,7 +83,8 @@ class Engine:
             if recipe.fuse_layers:  # first, for it refuses all models that the other does, and changes nothing then
                 fuse_layers(model, True)
             if recipe.recompute_layers:
-                recompute_layers(model, True, keeps_attention=recipe.keep_attention)
+                kept = {"keeps_attention": recipe.keep_attention, "num_whole": recipe.whole_layers}
+                recompute_layers(model, True, **kept)
         except BaseException:  # nobody can close what was never there
             self._give_back()
             raise
@@ -104,6 +107,15 @@ class Engine:
             with self.handle.disabled():
                 self._output = find_output_layer(self.model)
         return self._output
+
+    @torch.no_grad()
+    def measure_text(self, tokens: Tensor) -> float:
+        """Mean loss of the base model on tokens (n,) as plain text, nothing compiled for it."""
+        with self.handle.disabled(), torch.compiler.set_stance("force_eager"):
+            hidden = self.model.base_model(input_ids=tokens[None].to(self.device), use_cache=False).last_hidden_state[0]
+        weight, scale = self.output_layer()
+        losses, _ = score_tokens(hidden[:-1] * scale, weight, tokens[1:].to(self.device))
+        return float(losses.mean())
 
     @contextmanager
     def all_full(self) -> Iterator[None]:
@@ -133,7 +145,8 @@ class Engine:
 
     def sampling(self, batch: PackedBatch) -> AbstractContextManager[ForwardRecord]:
         """Inside, the routes of a pack are drawn for this step. Forward and backward belong inside."""
-        noise = RouteNoise(seed=self.recipe.seed, step=self.step, sample_ids=batch.sample_ids)
+        layers = self.handle.config.base_model.num_layers
+        noise = RouteNoise(seed=self.recipe.seed, step=self.step, sample_ids=batch.sample_ids, num_layers=layers)
         sample = partial(self.source.sample, sampler=RouteSampler(noise=noise, temperature=self.temperature))
         return self.handle.routed_by(sample, prompt_lengths=batch.prompt_lengths)
 

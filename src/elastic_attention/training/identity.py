@@ -12,6 +12,7 @@ from .recipe import Recipe
 # What does not change the result, or by rounding alone, may differ between a run and its resumption.
 _FREE = (
     "checkpoint_every",
+    "fast_gradients",
     "fuse_layers",
     "keep_attention",
     "on_nan",
@@ -19,6 +20,7 @@ _FREE = (
     "recompute_layers",
     "validate_every",
     "validation_samples",
+    "whole_layers",
 )
 _FREE_OF_DATA = ("workers", "corpora")  # of the texts their content counts, which the identity of the data holds
 _FREE_OF_PACKS = ("cache", "files", "heldout_files", "sources")
@@ -71,6 +73,8 @@ def identify_run(recipe: Recipe, data: str) -> RunIdentity:
     content["data"]["packs"] = {k: v for k, v in content["data"]["packs"].items() if k not in _FREE_OF_PACKS}
     if recipe.temperature.schedule == "cosine":
         content["temperature"] = {k: v for k, v in content["temperature"].items() if k not in _OF_EXPONENTIAL}
+    if not recipe.routes.standardize:  # as before there was the key
+        content["routes"] = {k: v for k, v in content["routes"].items() if k != "standardize"}
     return RunIdentity(recipe=content, data=data)
 
 

@@ -16,10 +16,11 @@ import torch
 from ..config import to_dict
 from ..errors import CheckpointError, RecipeError, TrainingDiverged
 from .checkpoints import load_checkpoint, save_checkpoint
-from .checks import announce_samples, check_fit, check_output, open_model
+from .checks import announce_samples, check_fit, check_output, check_tokenizer, open_model
 from .data.batch import PackedBatch
 from .data.steps import PackedSteps, read_heldout, stream_steps
 from .engine import Engine
+from .fitted_inputs import fit_inputs
 from .identity import identify_run
 from .log import TrainingLog
 from .progress import show_steps
@@ -88,6 +89,7 @@ class _Run:
             world_size=engine.world_size,
         )
         check_fit(engine.model, self.data)
+        check_tokenizer(engine, tokenizer, self.data.corpus)
         self.identity = identify_run(recipe, self.data.corpus.identity)
         self.heldout = self._read_heldout()  # now, so that what is wrong with it is said before the first step
         engine.check_same(self.identity.digest)
@@ -182,14 +184,14 @@ class _Run:
     def _resume(self) -> int:
         checkpoint = load_checkpoint(self.output, self.identity)
         if checkpoint is None:
+            fit_inputs(self.engine, self.data)
             return 0
-        try:
-            self.engine.load(checkpoint.state)
-            checkpoint.restore(self.engine.optimizers)
-        except (RuntimeError, KeyError, ValueError) as error:
+        if misfit := checkpoint.explain_misfit(self.engine.state()):
             raise CheckpointError(
-                f"The checkpoint in {self.output} is of another model than {self.recipe.model} ({error}). Choose "
+                f"The checkpoint in {self.output} is of another model than {self.recipe.model}: {misfit}. Choose "
                 "another output folder, or remove it."
-            ) from error
+            )
+        self.engine.load(checkpoint.state)
+        checkpoint.restore(self.engine.optimizers)
         _logger.info("Going on after step %d of %d.", checkpoint.step, self.recipe.steps)
         return checkpoint.step

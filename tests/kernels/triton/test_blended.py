@@ -8,7 +8,7 @@ from elastic_attention.kernels.reference import blend_reference
 from elastic_attention.kernels.spans import Spans
 from elastic_attention.kernels.triton.backward import launch_gradients
 from elastic_attention.kernels.triton.blended import blend_triton, launch_blend
-from elastic_attention.kernels.triton.mixing import blend_paths
+from elastic_attention.kernels.triton.mixing import attend_paths, mix_paths
 from elastic_attention.kernels.triton.prefill import attend_triton
 from elastic_attention.kernels.triton.shapes import TileShape
 from elastic_attention.patterns import build_pattern
@@ -163,7 +163,8 @@ def test_ragged_batches(device, is_packed):
     names = "query_start", "query_length", "key_start", "key_length"
     spans = Spans(**dict(zip(names, fields, strict=True)), is_packed=is_packed, max_query_length=40)
     out, dq, dk, dv, d_route = run((q, k, v, route, grad), SMALL, (16, 16), spans=spans, use_descriptors=True)
-    mixed, _ = blend_paths(q, k, v, route, SMALL, 0.25, spans, attend_triton)
+    paths = attend_paths(q, k, v, route, SMALL, 0.25, spans, attend_triton)
+    mixed = mix_paths(paths.sparse, paths.full, route, k.shape[2], spans)
     torch.testing.assert_close(mixed, out, rtol=1e-5, atol=1e-5)
     for i, (rows, columns) in enumerate(places):
         alone = q[rows][None], k[columns][None], v[columns][None], route[i : i + 1], grad[rows][None]

@@ -38,6 +38,12 @@ def served(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def layered(tmp_path_factory):
+    """The same model with routers that decide once a layer."""
+    return make_folder(tmp_path_factory.mktemp("layered"), granularity="layer")
+
+
+@pytest.fixture(scope="session")
 def engines(served):
     """Engines by their settings, one at a time."""
     made = Engines(served)

@@ -25,12 +25,13 @@ class Served:
     handle: Any
 
 
-def make_folder(folder: Path) -> Served:
-    """Write a tiny random Qwen3 and untrained routers."""
+def make_folder(folder: Path, granularity: str = "head") -> Served:
+    """Write a tiny random Qwen3, always the same, and untrained routers."""
     model = make_model("qwen3", head_dim=32, hidden_size=64, num_attention_heads=4, num_key_value_heads=HEADS)
     model.save_pretrained(folder / "model")
     torch.manual_seed(1)
-    handle = attach(model, elastic_config(model, block_size=BLOCK, num_sink_tokens=SINK, local_window=WINDOW))
+    sizes = dict(block_size=BLOCK, num_sink_tokens=SINK, local_window=WINDOW, granularity=granularity)
+    handle = attach(model, elastic_config(model, **sizes))
     handle.save_pretrained(folder / "routers")
     return Served(folder / "model", folder / "routers", model, handle)
 
@@ -87,6 +88,11 @@ def run_engine(engine: Any, prompts: list[list[int]], params: Any) -> list[tuple
     """(tokens, report) of each prompt; the report is None without the plugin."""
     outputs = engine.generate([{"prompt_token_ids": p} for p in prompts], params, use_tqdm=False)
     return [(list(o.outputs[0].token_ids), (o.kv_transfer_params or {}).get("elastic_attention")) for o in outputs]
+
+
+def read_routes(engine: Any, count: int) -> list[Any]:
+    """Routes (requests, L, G of the rank) of the first `count` requests of a new engine, as each rank holds them."""
+    return engine.collective_rpc(lambda worker: worker._engine.books.routes[:count].tolist())
 
 
 def run_reference(

@@ -10,14 +10,15 @@ from tiny_models import LAYERS
 NEW = 12
 LENGTHS = [40, 150, 300, 97, 33, 512, 200, 129]
 MIXED = "".join(random.Random(5).choice("01") for _ in range(LAYERS * HEADS))
+LAYERED = "".join(digit * HEADS for digit in "101")
 
 
-def draw_requests(count, seed):
-    """Prompts of mixed lengths with mixed options."""
+def draw_requests(count, seed, mixed=MIXED):
+    """Prompts of mixed lengths with mixed options; `mixed`: given routes."""
     chooser = random.Random(seed)
     lengths = [chooser.randint(20, 400) for _ in range(count)]
     kinds = [{}, {}, {"elastic_budget": 0.5}, {"elastic_budget": -0.5}, {"elastic_routes": "off"}]
-    kinds += [{"elastic_routes": "sparse"}, {"elastic_routes": MIXED}]
+    kinds += [{"elastic_routes": "sparse"}, {"elastic_routes": mixed}]
     return make_prompts(lengths, seed), [chooser.choice(kinds) for _ in range(count)]
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 from served_models import HEADS, make_params, make_prompts, run_engine
-from test_exact import NEW, check, draw_requests
+from test_exact import LAYERED, MIXED, NEW, check, draw_requests
 
 import elastic_attention.serving.vllm.attention as attention
 import elastic_attention.serving.vllm.worker_cpu as worker_cpu
@@ -24,15 +24,18 @@ def flash(engines, monkeypatch, request):
     engines.close()
 
 
-@pytest.mark.parametrize("policy", ["deferred", "first_chunk", "probe"])
-def test_requests_in_chunks_with_prefix_caching(flash, served, policy):
+@pytest.mark.parametrize(
+    "policy, granularity", [("deferred", "head"), ("deferred", "layer"), ("first_chunk", "head"), ("probe", "head")]
+)
+def test_requests_in_chunks_with_prefix_caching(flash, served, layered, policy, granularity):
+    served, mixed = (served, MIXED) if granularity == "head" else (layered, LAYERED)
     engine = flash(
-        serving=dict(policy=policy, first_chunk_tokens=128),
+        serving=dict(routers=str(served.routers), policy=policy, first_chunk_tokens=128),
         enable_prefix_caching=True,
         max_num_batched_tokens=96,
         max_num_seqs=8,
     )
-    prompts, extras = draw_requests(12, seed=17)
+    prompts, extras = draw_requests(12, seed=17, mixed=mixed)
     params = [make_params(NEW, **extra) for extra in extras]
     fake_flash.HEADS_SEEN.clear()
     for _ in range(2):
@@ -40,9 +43,11 @@ def test_requests_in_chunks_with_prefix_caching(flash, served, policy):
     assert 1 in fake_flash.HEADS_SEEN and {1, HEADS} >= fake_flash.HEADS_SEEN
 
 
-def test_a_cached_prompt_whose_last_token_follows_the_routes_it_decides(flash, served):
+@pytest.mark.parametrize("granularity", ["head", "layer"])
+def test_a_cached_prompt_whose_last_token_follows_the_routes_it_decides(flash, served, layered, granularity):
     """All blocks but the last token's are cached, so a step of single tokens decides behind the first chunk."""
-    serving = dict(policy="first_chunk", first_chunk_tokens=128)
+    served = served if granularity == "head" else layered
+    serving = dict(routers=str(served.routers), policy="first_chunk", first_chunk_tokens=128)
     engine = flash(serving=serving, enable_prefix_caching=True, max_num_seqs=8)
     prompts = make_prompts([257] * 4, seed=23)
     for _ in range(2):

@@ -1,25 +1,24 @@
-"""Two ranks, each with its own KV heads, say what one says."""
+"""Two ranks, each with its own heads, say what one says."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+import pytest
+from ranks import ask_ranks, join_ranks
+from served_models import HEADS, LIMIT, make_params, make_prompts, read_routes, run_engine
 
-from served_models import make_params, make_prompts, run_engine
+LENGTHS, NEW = [40, 150, 300, 97], 12
 
 
-def test_two_ranks(engines, served):
-    alone = run_engine(engines(), make_prompts([40, 150, 300, 97]), make_params(12))
+@pytest.mark.parametrize("granularity", ["head", "layer"])
+def test_two_ranks(engines, served, layered, granularity):
+    served = served if granularity == "head" else layered
     engines.close()
-    script = Path(__file__).with_name("ask_ranks.py")
-    paths = [str(script.parent), str(script.parents[2])]
-    done = subprocess.run(
-        [sys.executable, str(script), str(served.model_folder), str(served.routers)],
-        env=os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "PYTHONPATH": os.pathsep.join(paths)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert json.loads(done.stdout.splitlines()[-1]) == [list(result) for result in alone]
+    engine = engines(serving={"routers": str(served.routers)})
+    alone = run_engine(engine, make_prompts(LENGTHS), make_params(NEW))
+    (routes,) = read_routes(engine, len(LENGTHS))
+    engines.close()
+    together, ranks = ask_ranks(served, LENGTHS, NEW, dtype="float32", max_model_len=LIMIT)
+    assert together == [list(result) for result in alone]
+    assert join_ranks(ranks) == routes and any(any(map(any, request)) for request in routes)
+    if granularity == "layer":
+        assert ranks[0] == ranks[1]
+    else:
+        assert {len(layer) for rank in ranks for request in rank for layer in request} == {HEADS // 2}

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from served_models import LIMIT, Engines, make_params, run_reference
-from test_exact import draw_requests
+from test_exact import LAYERED, MIXED, draw_requests
 from test_smollm2 import ASK, FACTS, KEY, smollm2  # noqa: F401
 
 from elastic_attention.serving.books import RouteBooks
@@ -50,10 +50,13 @@ def check(results, expected):
             assert torch.equal(routes, wanted_routes)
 
 
+@pytest.mark.parametrize("granularity", ["head", "layer"])
 @pytest.mark.parametrize("policy", ["deferred", "first_chunk", "probe"])
-def test_a_tiny_model(engines, served, ask, policy):
-    engine = engines(serving=dict(policy=policy, first_chunk_tokens=128), max_model_len=LIMIT, **CHUNKS)
-    prompts, extras = draw_requests(32, seed=41)
+def test_a_tiny_model(engines, served, layered, ask, policy, granularity):
+    served, mixed = (served, MIXED) if granularity == "head" else (layered, LAYERED)
+    serving = dict(routers=str(served.routers), policy=policy, first_chunk_tokens=128)
+    engine = engines(serving=serving, max_model_len=LIMIT, **CHUNKS)
+    prompts, extras = draw_requests(32, seed=41, mixed=mixed)
     check(
         ask(engine, prompts, extras),
         [expect(served, p, e, policy=policy) for p, e in zip(prompts, extras, strict=True)],

@@ -20,6 +20,7 @@ from torch import Tensor
 from ...config import StreamingConfig
 from ..arguments import LOG2_E, count_tiles, name_spans
 from ..device import on_its_device
+from ..full_gradients import FullHeads, has_full_gradients
 from ..spans import Spans
 from .gradient_sweeps import sweep_keys, sweep_queries
 from .shapes import (
@@ -48,6 +49,11 @@ class Paths:
     sparse_lse: Tensor
     full_lse: Tensor
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """In the order of the fields."""
+        return self.sparse, self.full, self.sparse_lse, self.full_lse
+
 
 def differentiate(
     grad: Tensor,
@@ -59,14 +65,17 @@ def differentiate(
     config: StreamingConfig,
     scale: float,
     spans: Spans | None,
+    *,
+    is_fast: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of r * O_sparse + (1 - r) * O_full.
 
     Args:
         grad: (B, H, T, D), the gradient of the mix.
-        route: (sequences, G) float32.
+        route: (sequences, G) float32; above 1 = left out, no gradient but that of the route is written.
         paths: what the forward pass left.
         q, k, v, config, scale, spans: as in `blend_triton`.
+        is_fast: cuDNN may compute long full heads, see `full_gradients`.
 
     Returns:
         dq, dk, dv in the shapes and dtypes of q, k, v; d_route (sequences, G) float32.
@@ -75,7 +84,13 @@ def differentiate(
     is_whole = spans is None or spans.is_whole
     shapes = choose_gradient_shapes(q, is_plain=is_whole and holds_whole_blocks(config.block_size, None))
     use_descriptors = is_whole and takes_descriptors(q)
-    return launch_gradients(grad, q, k, v, route, paths, config, scale, spans, shapes, use_descriptors)
+    given = grad, q, k, v
+    if not is_fast or not has_full_gradients(q):
+        return launch_gradients(*given, route, paths, config, scale, spans, shapes, use_descriptors)
+    heads = FullHeads(route, spans, q, k)
+    *results, d_route = launch_gradients(*given, heads.others, paths, config, scale, spans, shapes, use_descriptors)
+    heads.write_gradients(*given, paths.full, paths.full_lse, scale, results)
+    return *results, d_route
 
 
 @on_its_device

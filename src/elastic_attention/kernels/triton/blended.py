@@ -21,7 +21,7 @@ from ..device import on_its_device
 from ..kept import compute_once
 from ..spans import Spans
 from .backward import Paths, differentiate
-from .mixing import Attend, blend_paths
+from .mixing import Attend, attend_paths, mix_paths
 from .shapes import TileShape, choose_shape, shape_grid, takes_descriptors
 from .sweep import LOWEST, sweep
 from .tiles import (
@@ -45,6 +45,7 @@ def blend_triton(
     *,
     spans: Spans | None = None,
     attend: Attend | None = None,
+    is_fast: bool = False,
 ) -> Tensor:
     """O = r * O_sparse + (1 - r) * O_full, differentiable in q, k, v and the route r (Elastic Attention, section 3.2).
 
@@ -55,6 +56,7 @@ def blend_triton(
         scale: factor of the scores, positive.
         spans: where the sequences lie; None = every element holds T queries that are the last of S keys.
         attend: a kernel called like `attend_triton` that makes the two paths; None = one pass for both.
+        is_fast: its gradients may differ in the last bits from call to call, see `full_gradients`.
 
     Returns:
         (B, H, T, D) in q's dtype, memory order (B, T, H, D); rows that belong to no sequence are 0.
@@ -62,7 +64,7 @@ def blend_triton(
     Raises:
         ValueError: `scale` is not positive.
     """
-    return _Blend.apply(q, k, v, route, config, scale, spans, attend)
+    return _Blend.apply(q, k, v, route, config, scale, spans, attend, is_fast)
 
 
 class _Blend(torch.autograd.Function):
@@ -77,21 +79,24 @@ class _Blend(torch.autograd.Function):
         scale: float,
         spans: Spans | None,
         attend: Attend | None,
+        is_fast: bool,
     ) -> Tensor:
         shape = choose_shape(q, is_blended=True)
         weights = route.float().contiguous()  # kernels take the routes of a sequence as one row after another
 
         def launch() -> tuple[Tensor, ...]:
             given = q, k, v, weights, config, scale, spans
-            if attend is None:
-                out, paths = launch_blend(*given, shape, takes_descriptors(q))
-            else:
-                out, paths = blend_paths(*given, attend)
-            return out, paths.sparse, paths.full, paths.sparse_lse, paths.full_lse
+            if attend is not None:
+                return attend_paths(*given, attend).tensors
+            mix, paths = launch_blend(*given, shape, takes_descriptors(q))
+            return *paths.tensors, mix
 
-        out, *paths = compute_once(launch)
+        results = compute_once(launch)
+        paths = results[:4]
+        # Where the mix is a launch of its own, that costs less than keeping it would.
+        out = results[4] if attend is None else mix_paths(*paths[:2], weights, k.shape[2], spans)
         ctx.save_for_backward(q, k, v, weights, *paths)
-        ctx.config, ctx.scale, ctx.spans, ctx.dtype = config, scale, spans, route.dtype
+        ctx.config, ctx.scale, ctx.spans, ctx.dtype, ctx.is_fast = config, scale, spans, route.dtype, is_fast
         return out
 
     @staticmethod
@@ -99,8 +104,9 @@ class _Blend(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, weights, sparse, full, sparse_lse, full_lse = ctx.saved_tensors
         paths = Paths(sparse=sparse, full=full, sparse_lse=sparse_lse, full_lse=full_lse)
-        dq, dk, dv, d_route = differentiate(grad, q, k, v, weights, paths, ctx.config, ctx.scale, ctx.spans)
-        return dq, dk, dv, d_route.to(ctx.dtype), None, None, None, None
+        given = ctx.config, ctx.scale, ctx.spans
+        dq, dk, dv, d_route = differentiate(grad, q, k, v, weights, paths, *given, is_fast=ctx.is_fast)
+        return dq, dk, dv, d_route.to(ctx.dtype), None, None, None, None, None
 
 
 @on_its_device

@@ -31,7 +31,8 @@ def attend_blocks(
     k: Tensor,
     v: Tensor,
     attend: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]],
-    show_blocks: Callable[[], Tensor],
+    show_blocks: Callable[..., Tensor],
+    lists: tuple[Tensor, ...],
     dense_rows: Tensor | None,
     block_size: int,
     scale: float,
@@ -41,10 +42,11 @@ def attend_blocks(
 
     Args:
         attend: (q, k, v) -> out like q and lse (B, H, T) float32, natural logarithm.
-        show_blocks: makes `reads` of `differentiate_blocks`, in the backward.
+        show_blocks: makes `reads` of `differentiate_blocks` from `lists`, in the backward.
+        lists: kept as autograd keeps tensors, so a layer that is computed again does not hold them in between.
         q, k, v, dense_rows, block_size, scale, spans: as in `differentiate_blocks`.
     """
-    return _AttendBlocks.apply(q, k, v, attend, show_blocks, dense_rows, block_size, scale, spans)
+    return _AttendBlocks.apply(q, k, v, attend, show_blocks, dense_rows, block_size, scale, spans, *lists)
 
 
 class _AttendBlocks(torch.autograd.Function):
@@ -55,23 +57,24 @@ class _AttendBlocks(torch.autograd.Function):
         k: Tensor,
         v: Tensor,
         attend: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]],
-        show_blocks: Callable[[], Tensor],
+        show_blocks: Callable[..., Tensor],
         dense_rows: Tensor | None,
         block_size: int,
         scale: float,
         spans: Spans | None,
+        *lists: Tensor,
     ) -> Tensor:
         out, lse = compute_once(lambda: attend(q, k, v))
-        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.save_for_backward(q, k, v, out, lse, *lists)
         ctx.show_blocks, ctx.places = show_blocks, (dense_rows, block_size, scale, spans)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, out, lse = ctx.saved_tensors
-        gradients = differentiate_blocks(grad, q, k, v, out, lse, ctx.show_blocks(), *ctx.places)
-        return *gradients, None, None, None, None, None, None
+        q, k, v, out, lse, *lists = ctx.saved_tensors
+        gradients = differentiate_blocks(grad, q, k, v, out, lse, ctx.show_blocks(*lists), *ctx.places)
+        return *gradients, *[None] * (6 + len(lists))
 
 
 @on_its_device

@@ -26,7 +26,8 @@ def sweep_queries(
         query_starts, query_lengths, key_starts, key_lengths, sequence, T, S, RAGGED
     )
     first_key = tile * KEYS
-    if first_key >= num_keys:
+    route = tl.load(routes + sequence * num_kv_heads + kv_head)
+    if (first_key >= num_keys) | (route > 1):  # above 1: somebody else's
         return
     batch = sequence * 0 if PACKED else sequence
     first_real = num_keys - query_length
@@ -35,7 +36,7 @@ def sweep_queries(
     last_block = (first_key + KEYS - 1) // BLOCK
     begin = tl.maximum(first_key, first_real) // QUERIES
     end = tl.cdiv(num_keys, QUERIES)
-    if (tl.load(routes + sequence * num_kv_heads + kv_head) == 1) & (first_key >= SINK):
+    if (route == 1) & (first_key >= SINK):
         end = tl.minimum(end, tl.cdiv((last_block + LOCAL // BLOCK) * BLOCK, QUERIES))
     count = tl.where(query_length > 0, tl.maximum(end - begin, 0), 0)
 
@@ -102,7 +103,8 @@ def sweep_keys(
         query_starts, query_lengths, key_starts, key_lengths, T, S, num_kv_heads,
         GROUP, QUERIES, RAGGED, PACKED,
     )  # fmt: skip
-    if (first + QUERIES <= first_real) | (first >= num_keys):
+    route = tl.load(routes + sequence * num_kv_heads + kv_head)
+    if (first + QUERIES <= first_real) | (first >= num_keys) | (route > 1):
         return
     queries = first + tl.arange(0, QUERIES)
     is_real = (queries >= first_real) & (queries < num_keys)
@@ -124,7 +126,7 @@ def sweep_keys(
     diagonal = first // KEYS
     opens, opened = find_window(first, QUERIES, KEYS, LOCAL, BLOCK)
     before, jump = stop, 0
-    if tl.load(routes + sequence * num_kv_heads + kv_head) == 1:
+    if route == 1:
         before = tl.minimum(tl.cdiv(SINK, KEYS), opens)
         jump = opens - before
     q_grad = tl.zeros([QUERIES, WIDTH], tl.float32)

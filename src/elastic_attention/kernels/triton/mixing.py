@@ -25,7 +25,7 @@ Attend = Callable[..., tuple[Tensor, Tensor]]
 
 
 @on_its_device
-def blend_paths(
+def attend_paths(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -34,11 +34,11 @@ def blend_paths(
     scale: float,
     spans: Spans | None,
     attend: Attend,
-) -> tuple[Tensor, Paths]:
-    """r * O_sparse + (1 - r) * O_full, and both paths.
+) -> Paths:
+    """O_sparse and O_full of all heads.
 
     Args:
-        q, k, v, route, config, scale, spans: as in `blend_triton`, but route is float32.
+        q, k, v, route, config, scale, spans: as in `blend_triton`.
         attend: called like `attend_triton`.
     """
     results = [
@@ -46,17 +46,22 @@ def blend_paths(
         for mode in (STREAMING, FULL)
     ]
     (sparse, sparse_lse), (full, full_lse) = results
-    paths = Paths(sparse=sparse, full=full, sparse_lse=sparse_lse, full_lse=full_lse)
+    return Paths(sparse=sparse, full=full, sparse_lse=sparse_lse, full_lse=full_lse)
+
+
+@on_its_device
+def mix_paths(sparse: Tensor, full: Tensor, route: Tensor, num_keys: int, spans: Spans | None) -> Tensor:
+    """r * O_sparse + (1 - r) * O_full, (B, H, T, D); route (sequences, G) float32."""
     is_packed = spans is not None and spans.is_packed
     out = torch.zeros_like(full) if is_packed else torch.empty_like(full)  # nobody writes rows between sequences
     if not out.numel():
-        return out, paths
-    (num_q_heads, num_queries, head_dim), num_kv_heads, num_keys = q.shape[1:], *k.shape[1:3]
+        return out
+    (num_q_heads, num_queries, head_dim), num_kv_heads = full.shape[1:], route.shape[1]
     num_tiles = count_tiles(num_queries, num_keys, spans, _ROWS)
     group_size = num_q_heads // num_kv_heads
     _mix[shape_grid(route.shape[0] * num_kv_heads, group_size, num_tiles, 0)](
         *(sparse, full, out, route),
-        *name_spans(spans, q),
+        *name_spans(spans, full),
         out.stride(2),
         *(num_queries, num_keys, num_kv_heads),
         GROUP=group_size,
@@ -66,7 +71,7 @@ def blend_paths(
         PACKED=is_packed,
         num_warps=4,
     )
-    return out, paths
+    return out
 
 
 @triton.jit(do_not_specialize=["T", "S", "num_kv_heads"])

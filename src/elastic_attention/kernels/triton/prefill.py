@@ -16,6 +16,7 @@ from .. import modes as mode_numbers
 from ..arguments import count_tiles, make_outputs, name_lists, name_spans, scale_for_base_two
 from ..block_lists import BlockLists
 from ..device import on_its_device
+from ..kept import compute_once
 from ..spans import Spans
 from .backward import Paths, differentiate
 from .shapes import (
@@ -101,7 +102,8 @@ class _Attend(torch.autograd.Function):
         spans: Spans | None,
     ) -> tuple[Tensor, Tensor]:
         shape = choose_shape(q, is_plain=holds_whole_blocks(config.block_size, spans))
-        out, lse = launch_prefill(q, k, v, modes, config, scale, spans, None, None, shape, takes_descriptors(q))
+        given = q, k, v, modes, config, scale, spans, None, None, shape, takes_descriptors(q)
+        out, lse = compute_once(lambda: launch_prefill(*given))
         ctx.save_for_backward(q, k, v, modes, out, lse)
         ctx.config, ctx.scale, ctx.spans = config, scale, spans
         ctx.mark_non_differentiable(lse)

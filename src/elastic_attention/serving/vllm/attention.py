@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .layout import KeyReader, make_reader
 from .probe import Probe
-from .step import KeysOf, RoutedStep, find_routing, open_step
+from .step import LayerRouting, RoutedStep, StatesOf, find_routing, open_step
 
 
 class RoutedBuilder:
@@ -68,9 +68,11 @@ class RoutedImpl:
         if isinstance(attn_metadata, Probe):
             output[:] = attn_metadata.attend(routing, self.scale, query, key, value).view_as(output)
             return output
+        if routing is not None and routing.queries is not None and attn_metadata is not None:
+            routing.queries.write(query, attn_metadata.slot_mapping)
         step: RoutedStep | None = getattr(attn_metadata, "elastic", None)
         if step is not None and routing is not None:
-            step.decide(routing, self.read_keys(layer, kv_cache))
+            step.decide(routing, self.read_states(routing, layer, kv_cache))
             if step.is_virtual:
                 rows, pages, metadata = step.virtualize(routing, query, kv_cache)
                 result = step.make_room(rows, output)
@@ -80,8 +82,10 @@ class RoutedImpl:
                 return step.put_back(result, output)
         return super().forward(layer, query, key, value, kv_cache, attn_metadata, output, *args, **kwargs)  # type: ignore[misc]
 
-    def read_keys(self, layer: Any, cache: Tensor) -> KeysOf:
-        """How to read the keys of this layer back out of its cache."""
+    def read_states(self, routing: LayerRouting, layer: Any, cache: Tensor) -> StatesOf:
+        """How to read back what the router of this layer wants."""
+        if routing.queries is not None:
+            return routing.queries.read
         if self._reader is None:
             self._reader = make_reader(self, layer, cache)
         return functools.partial(self._reader.read, cache)

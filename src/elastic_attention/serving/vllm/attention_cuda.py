@@ -65,7 +65,7 @@ class ElasticFlashBuilder(RoutedBuilder, FlashAttentionMetadataBuilder):
         for layer in get_layers_from_vllm_config(self.vllm_config, Attention, self.layer_names).values():
             routing = find_routing(layer)
             if routing is not None:
-                decision.decide(routing, layer.impl.read_keys(layer, layer.kv_cache))
+                decision.decide(routing, layer.impl.read_states(routing, layer, layer.kv_cache))
 
     def build_virtual(self, common: Any) -> Any:
         """As ever, without a schedule made ahead, which would be one more kernel in every layer."""

@@ -14,7 +14,7 @@ from ..books import RouteBooks, StepPlan
 from ..policy import streaming
 from ..virtual import Pieces, make_tables
 from . import layout
-from .step import KeysOf, LayerRouting
+from .step import LayerRouting, StatesOf
 
 MOST_BYTES = 1 << 30
 """Larger tables of all layers are not kept; attention then runs between the pieces of CUDA graphs."""
@@ -98,7 +98,7 @@ class DecodeStep:
         """`number`: requests, with those of padding."""
         self._metadata, self._buffers, self._number = metadata, buffers, number
 
-    def decide(self, routing: LayerRouting, read_keys: KeysOf) -> None:
+    def decide(self, routing: LayerRouting, read_states: StatesOf) -> None:
         """Nothing: a graph cannot know when a request decides."""
 
     def virtualize(self, routing: LayerRouting, query: Tensor, cache: Tensor) -> tuple[Tensor, Tensor, Any]:

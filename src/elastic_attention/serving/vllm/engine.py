@@ -16,7 +16,8 @@ from ..report import KEY
 from . import layout
 from .attention import RoutedImpl
 from .probe import probe_prompt
-from .step import LayerRouting, put_routing
+from .queries import QueryPages
+from .step import LayerRouting, find_routing, put_routing
 
 
 class RoutingEngine:
@@ -24,6 +25,20 @@ class RoutingEngine:
 
     def __init__(self, books: RouteBooks, vllm_config: Any, runner: Any) -> None:
         self.books, self._vllm_config, self._runner = books, vllm_config, runner
+
+    def leave_room(self, available: int) -> int:
+        """Of so many bytes, those for the KV cache; the mean queries of a layer router take the rest."""
+        if self.books.config.granularity == "head":
+            return available
+        of_cache = 2 * self.books.routes.shape[2]
+        return available * of_cache // (of_cache + 1)
+
+    def make_room(self) -> None:
+        """Take memory for mean queries, where routers read them, beside the KV cache of each layer."""
+        for layer in self._vllm_config.compilation_config.static_forward_context.values():
+            routing = find_routing(layer)
+            if routing is not None and routing.queries is not None:
+                routing.queries.make_room(layer.kv_cache)
 
     def begin_step(self, output: Any) -> None:
         """Note who joins, leaves and runs in the step of a `SchedulerOutput`."""
@@ -139,8 +154,13 @@ def attach_engine(worker: Any) -> RoutingEngine:
                 f"{name} runs {type(layer.impl).__name__}, which knows no routes; choose no backend."
             )
         if index in config.routed_layers:
-            put_routing(
-                layer,
-                LayerRouting(index=index, router=routers[index], rotation=rotations[name], books=books, runner=runner),
+            routing = LayerRouting(
+                index=index,
+                router=routers[index],
+                rotation=rotations[name],
+                books=books,
+                runner=runner,
+                queries=QueryPages() if config.granularity == "layer" else None,
             )
+            put_routing(layer, routing)
     return RoutingEngine(books, vllm_config, runner)

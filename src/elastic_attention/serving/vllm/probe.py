@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..books import RouteBooks
-from ..rotation import boundary_positions, decide_routes, undo_rotation
+from ..rotation import boundary_positions
 from .step import LayerRouting, find_routing
 
 
@@ -34,11 +34,9 @@ class Probe:
     def attend(self, routing: LayerRouting | None, scale: float, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Causal attention (m, H, D) over the probed tokens alone; notes the layer's routes."""
         if routing is not None:
-            rotation = routing.rotation
-            table = rotation.cos_sin_cache[self._places]
-            plain = undo_rotation(key, table, is_interleaved=not rotation.is_neox_style)
-            pooled = (plain * self._weights[:, None, None]).sum(0)
-            self.routes[routing.index] = decide_routes(routing.router, pooled[None], self._budget)[0]
+            states = key if routing.queries is None else query.mean(1, keepdim=True)
+            chosen = routing.decide(states[None], self._places[None], self._weights[None], self._budget)
+            self.routes[routing.index] = chosen[0]
         q, k, v = (part.transpose(0, 1)[None] for part in (query, key, value))
         result = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
         return result[0].transpose(0, 1)

@@ -17,9 +17,11 @@ from ..policy import streaming
 from ..rotation import boundary_positions, decide_routes, undo_rotation
 from ..virtual import gather_order, make_tables, virtual_starts
 from . import layout
+from .queries import QueryPages, average_ranks
 
-KeysOf = Callable[[Tensor, Tensor], Tensor]
-"""(block table (R, W), positions (R, m)) -> rotated keys (R, m, G, D) of a layer's cache."""
+StatesOf = Callable[[Tensor, Tensor], Tensor]
+"""(block table (R, W), positions (R, m)) -> what a layer's router reads, rotated: keys (R, m, G, D) of its cache, or
+mean queries (R, m, 1, D)."""
 
 _ATTRIBUTE = "elastic_routing"
 MOST_BYTES = 1 << 28
@@ -34,6 +36,7 @@ class LayerRouting:
         index: of the layer.
         rotation: vLLM's rotary embedding of the layer.
         runner: the model runner, which knows the rows of a step.
+        queries: what a router reads that decides once a layer; None where it reads the keys of each KV head.
     """
 
     index: int
@@ -41,6 +44,19 @@ class LayerRouting:
     rotation: Any
     books: RouteBooks
     runner: Any
+    queries: QueryPages | None
+
+    def decide(self, states: Tensor, positions: Tensor, weights: Tensor, budgets: Tensor) -> Tensor:
+        """Routes (R, G), or (R, 1) for all heads, True = sparse.
+
+        Args:
+            states: (R, m, G, D) or (R, m, 1, D), see `StatesOf`.
+            positions: (R, m) int64; weights: (R, m) float32, they sum to 1; budgets: (R,) float32.
+        """
+        table = self.rotation.cos_sin_cache[positions]
+        plain = undo_rotation(states, table, is_interleaved=not self.rotation.is_neox_style)
+        pooled = (plain * weights[..., None, None]).sum(1)
+        return decide_routes(self.router, pooled if self.queries is None else average_ranks(pooled), budgets)
 
 
 def put_routing(layer: Any, routing: LayerRouting) -> None:
@@ -106,10 +122,10 @@ class RoutedStep:
         """Are its queries cut for virtual sequences?"""
         return self.plan.pieces is not None
 
-    def decide(self, routing: LayerRouting, read_keys: KeysOf) -> None:
+    def decide(self, routing: LayerRouting, read_states: StatesOf) -> None:
         """Decide the routes of this layer for the requests whose prompts are far enough."""
         if self._decision is not None:
-            self._decision.decide(routing, read_keys)
+            self._decision.decide(routing, read_states)
 
     def virtualize(self, routing: LayerRouting, query: Tensor, cache: Tensor) -> tuple[Tensor, Tensor, Any]:
         """This layer's queries (rows, p, D), cache and metadata as virtual sequences."""
@@ -156,15 +172,11 @@ class Decision:
         rows = stage([row for row, _ in plan.deciding], books.device)
         self._pages, self._slots = block_table[rows], plan.slots[rows]
 
-    def decide(self, routing: LayerRouting, read_keys: KeysOf) -> None:
-        """Write the routes of one layer to the books; its keys must be in the cache."""
-        keys = read_keys(self._pages, self._pooled.positions)
-        rotation = routing.rotation
-        plain = undo_rotation(
-            keys, rotation.cos_sin_cache[self._pooled.positions], is_interleaved=not rotation.is_neox_style
-        )
-        pooled = (plain * self._pooled.weights[..., None, None]).sum(1)
-        routes = decide_routes(routing.router, pooled, self._pooled.budgets)
+    def decide(self, routing: LayerRouting, read_states: StatesOf) -> None:
+        """Write the routes of one layer to the books; what its router reads must be there."""
+        pooled = self._pooled
+        states = read_states(self._pages, pooled.positions)
+        routes = routing.decide(states, pooled.positions, pooled.weights, pooled.budgets)
         self._books.routes[self._slots, routing.index] = routes
 
 

@@ -19,6 +19,17 @@ class RoutingWorker:
         super().load_model(*args, **kwargs)  # type: ignore[misc]
         self._engine = attach_engine(self)
 
+    def determine_available_memory(self) -> int:
+        """Bytes for the KV cache: as ever, less what stands beside it."""
+        assert self._engine is not None
+        return self._engine.leave_room(super().determine_available_memory())  # type: ignore[misc]
+
+    def initialize_from_config(self, kv_cache_config: Any) -> None:
+        """Make the KV cache, and what stands beside it."""
+        assert self._engine is not None
+        super().initialize_from_config(kv_cache_config)  # type: ignore[misc]
+        self._engine.make_room()
+
     def execute_model(self, scheduler_output: Any) -> Any:
         """One step, with its requests in the books."""
         assert self._engine is not None

@@ -1,0 +1,231 @@
+"""A study that processes share: who is trained, who is asked what, and what is answered so far."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from paper_samples import KeptSuite
+from paper_sharing import Busy, hold
+from paper_statistics import ROBUST
+from safetensors import safe_open
+
+from elastic_attention import ElasticConfig, StreamingConfig
+from elastic_attention.evaluation.answer_log import AnswerLog, Line
+from elastic_attention.evaluation.methods import Method, settle_method
+from elastic_attention.evaluation.plan import EvalPlan, Shard, list_batches
+from elastic_attention.evaluation.retrieval_heads import rank_retrieval_heads, save_retrieval_mask
+from elastic_attention.evaluation.runner import collect_lines, run_plan
+from elastic_attention.evaluation.session import Base
+from elastic_attention.evaluation.suite_run import digest_adapter, fingerprint_weights, hush_transformers
+from elastic_attention.models.checkpoint import STATIC_FILE, read_static_adapter, save_static_routes
+from elastic_attention.models.static_masks import mark_sparsest
+from elastic_attention.tasks import KINDS, load_corpora
+from elastic_attention.training.recipe import Recipe
+from elastic_attention.training.trainer import train
+
+RANKED_SAMPLES, RANKED_TOKENS = 64, 2048
+# What a mask was made from, by the name of its numbers: 1 where larger ones are sparser, -1 where they are fuller.
+SIGNS = {"logits": 1, "log_alpha": -1, "alpha": -1, "retrieval_scores": -1}
+
+
+class TimeUp(Exception):
+    """The minutes are used up; what is done is on the disk."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Contestant:
+    """Who is asked.
+
+    Attributes:
+        method: without the folder that the study makes itself.
+        recipe: trains its adapter or mask; None for what ships, needs nothing, or is ranked (retrieval heads).
+        cut: "suite" cuts a mask at the target of the method, "kinds" at the routed MSR of each sensitive kind.
+        samples: of each kind.
+    """
+
+    method: Method
+    samples: int
+    recipe: Recipe | None = None
+    cut: str = ""
+
+
+@dataclass(kw_only=True)
+class Study:
+    """The model, its questions, and the folder where adapters and answers lie.
+
+    Attributes:
+        deadline: of `time.monotonic`; past it `TimeUp` is raised between two batches.
+        routers: adapter of "routed" without a folder of its own; None takes those that ship.
+        answers: all lines so far by label of the method.
+    """
+
+    base: Base
+    suite: KeptSuite
+    corpora: str | None
+    output: Path
+    lengths: tuple[int, ...]
+    samples: int
+    workers: int
+    batch_tokens: int
+    deadline: float
+    routers: str | None = None
+    answers: dict[str, list[Line]] = field(default_factory=dict)
+    methods: dict[str, Method] = field(default_factory=dict)
+
+    def take_all(self, contestants: Sequence[Contestant]) -> None:
+        """Do what no other process does, until everything is done.
+
+        Raises:
+            TimeUp: past the deadline.
+        """
+        waiting = list(contestants)
+        while waiting:
+            for contestant in list(waiting):
+                self.check_time()
+                try:
+                    for method, kinds in self.settle(contestant):
+                        self.ask(method, kinds, contestant.samples)
+                except Busy:
+                    continue
+                waiting.remove(contestant)
+            time.sleep(1 if waiting else 0)
+
+    def check_time(self, label: str = "") -> None:
+        """Raise TimeUp past the deadline."""
+        if time.monotonic() >= self.deadline:
+            raise TimeUp
+
+    def settle(self, contestant: Contestant) -> list[tuple[Method, tuple[str, ...]]]:
+        """The methods of a contestant with their folders, and the kinds that each is asked.
+
+        Raises:
+            Busy: another process trains or answers what this needs.
+        """
+        method = settle_method(replace(contestant.method, folder="-")) if contestant.recipe else contestant.method
+        if contestant.recipe is None and contestant.cut == "":
+            return [(settle_method(method), self.suite.tasks)]
+        folder = self.rank() if contestant.recipe is None else self.train(contestant)
+        if contestant.cut == "kinds":
+            return [(self.cut(method, folder, msr), kinds) for msr, kinds in self.find_sensitive("routed")]
+        if contestant.cut == "suite":
+            assert method.target is not None
+            return [(self.cut(method, folder, method.target), self.suite.tasks)]
+        return [(replace(method, folder=str(folder)), self.suite.tasks)]
+
+    def train(self, contestant: Contestant) -> Path:
+        """The adapter of a contestant; trained, unless it is there."""
+        method, recipe = contestant.method, contestant.recipe
+        assert recipe is not None
+        folder = self.output / "trained" / (method.name if contestant.cut else method.label)
+        if not (folder / "adapter").exists():
+            with hold(folder):
+                left, base = self.deadline - time.monotonic(), self.base
+                found = train(recipe, folder, max_seconds=left, model=base.model, tokenizer=base.tokenizer)
+                if not found["is_finished"]:
+                    raise TimeUp
+                print(f"{folder.name}: {found['steps']} steps, {found['seconds']:.0f} s", flush=True)
+        return folder / "adapter"
+
+    def rank(self) -> Path:
+        """The mask of the heads with most attention on needles; ranked, unless it is there."""
+        folder = self.output / "trained" / "retrieval_heads"
+        if not folder.exists():
+            with hold(folder):
+                model, pattern = self.base.model, ElasticConfig.for_model(self.base.model).sparse_pattern
+                assert isinstance(pattern, StreamingConfig)  # what `for_model` takes by default
+                scores = rank_retrieval_heads(
+                    model,
+                    self.base.tokenizer,
+                    load_corpora(self.corpora),
+                    samples=RANKED_SAMPLES,
+                    length=min(RANKED_TOKENS, self.base.context // 2),
+                )
+                save_retrieval_mask(folder, model, scores, msr=0.5, pattern=pattern, facts={})
+        return folder
+
+    def cut(self, method: Method, source: Path, msr: float) -> Method:
+        """The mask in `source` with at most the share `msr` of its heads sparse."""
+        mask, facts = read_static_adapter(source)
+        with safe_open(source / STATIC_FILE, framework="pt") as tensors:
+            name = next(name for name in SIGNS if name in tensors.keys())  # noqa: SIM118 - not a mapping
+            scores = tensors.get_tensor(name)
+        sparse = math.floor(msr * scores.numel() + 1e-6)
+        folder = self.output / "cut" / f"{method.name}-{sparse}"
+        if not folder.exists():
+            cut = mark_sparsest(SIGNS[name] * scores, sparse / scores.numel()).view(mask.shape)
+            save_static_routes(folder, cut, {name: scores}, facts)
+        return replace(method, folder=str(folder), target=round(sparse / scores.numel(), 3))
+
+    def find_sensitive(self, label: str) -> list[tuple[float, tuple[str, ...]]]:
+        """The MSR that a method has on each sensitive kind; kinds of the same one stand together.
+
+        Raises:
+            Busy: it has not answered yet.
+        """
+        if label not in self.answers:
+            raise Busy(label)
+        found: dict[float, list[str]] = {}
+        heads = self.base.describe()["layers"] * self.base.describe()["kv_heads"]
+        for kind in self.suite.tasks:
+            own = [line.msr for line in self.answers[label] if line.task == kind]
+            if KINDS[kind].category not in ROBUST and own:
+                found.setdefault(math.floor(sum(own) / len(own) * heads + 1e-6) / heads, []).append(kind)
+        return [(msr, tuple(kinds)) for msr, kinds in found.items()]
+
+    def plan(self, methods: Sequence[Method], kinds: tuple[str, ...], samples: int) -> EvalPlan:
+        """`samples` of every kind, shared out over the lengths."""
+        return EvalPlan(
+            tasks=kinds,
+            lengths=self.lengths,
+            samples=-(-samples // len(self.lengths)),
+            methods=tuple(methods),
+            batch_tokens=self.batch_tokens,
+        )
+
+    def ask(self, method: Method, kinds: tuple[str, ...], samples: int) -> None:
+        """Ask a method, unless it has answered.
+
+        Raises:
+            TimeUp: past the deadline.
+            Busy: another process asks it.
+        """
+        plan, folder = self.plan([method], kinds, samples), self.output / "answers" / method.label
+        lines = self._find(plan, folder)
+        if lines is None:
+            with hold(folder):
+                lines = self._find(plan, folder) or self._run(plan, folder, method)
+        self.answers[method.label], self.methods[method.label] = lines, method
+
+    def _find(self, plan: EvalPlan, folder: Path) -> list[Line] | None:
+        batches = list(list_batches(plan, self.suite))
+        return collect_lines(plan, batches, AnswerLog(folder, Shard())) if folder.exists() else None
+
+    def _run(self, plan: EvalPlan, folder: Path, method: Method) -> list[Line]:
+        identity: dict[str, Any] = {
+            "model": self.base.describe(),
+            "weights": fingerprint_weights(self.base.model),
+        }
+        if method.folder or method.name == "routed":  # without a folder: what ships for the model
+            identity["adapter"] = digest_adapter(method.folder or self.routers, self.base.model)
+        began = time.monotonic()
+        with hush_transformers():
+            self.suite.prepare(self.plan([method], self.suite.tasks, self.samples), self.base.tokenizer, self.workers)
+            lines = run_plan(
+                plan,
+                self.suite,
+                self.base.model,
+                self.base.tokenizer,
+                folder,
+                identity=identity,
+                routers=self.routers,
+                advance=self.check_time,
+            )
+        assert lines is not None  # one shard is the whole run
+        score, msr = (sum(getattr(x, key) for x in lines) / len(lines) for key in ("score", "msr"))
+        print(f"{method.label}: {score:.3f} at MSR {msr:.3f}, {time.monotonic() - began:.0f} s", flush=True)
+        return lines

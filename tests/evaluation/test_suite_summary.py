@@ -1,0 +1,44 @@
+"""From answers to the metrics of a record."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from word_runs import METHODS, PLAN
+from word_suite import WordSuite
+
+from elastic_attention.evaluation.suite_summary import summarize_run
+
+
+def test_summary(whole):
+    metrics = summarize_run(PLAN, WordSuite(), whole)
+    json.dumps(metrics)
+    assert [row["label"] for row in metrics["rows"]] == ["dense", "routed", "routed-full", "random@0.500"]
+    dense, routed = metrics["rows"][:2]
+    own = [x for x in whole if x.method == "routed" and x.task != "broken"]
+    cells = {(x.task, x.length) for x in own}
+    mean = sum(sum(x.score for x in own if (x.task, x.length) == c) / 5 for c in cells) / len(cells)
+    assert routed["score"] == pytest.approx(mean) and routed["score_low"] <= mean <= routed["score_high"]
+    assert routed["weighted_score"] == pytest.approx(sum(x.score for x in own) / len(own))
+    assert dense["relative_score"] == dense["relative_low"] == 1.0
+    assert routed["relative_score"] == pytest.approx(routed["score"] / dense["score"])
+    assert len(metrics["by_length"]) == 4 * 2 and len(metrics["by_task"]) == 4 * 2 * 3
+    marked = {(row["task"], row["substitute"]) for row in metrics["by_task"]}
+    assert marked == {("plain", None), ("targets", None), ("broken", WordSuite.substitutes["broken"])}
+    assert {(row["group"], row["value"]) for row in metrics["by_group"]} == {
+        ("category", "spoken"), ("category", "given"), ("parity", "even"), ("parity", "odd")
+    }  # fmt: skip
+    good = [c for c in cells if sum(x.score for x in whole if x.method == "dense" and (x.task, x.length) == c) >= 2.5]
+    assert sorted((m["task"], m["length"]) for m in metrics["mastered"]) == sorted(good) and 0 < len(good) < len(cells)
+    kept = sum(sum(x.score for x in own if (x.task, x.length) == c) / 5 for c in good) / len(good)
+    assert metrics["mastered_rows"][1]["score"] == pytest.approx(kept)
+    assert set(metrics["head_maps"]) == set(WordSuite.tasks)
+    shares = torch.tensor(metrics["head_maps"]["targets"])
+    assert shares.shape == (3, 2)
+    assert shares.mean().item() == pytest.approx(sum(x.msr for x in own if x.task == "targets") / 10)
+    assert metrics["skipped"] == [
+        {"task": "broken", "length": n, "index": 3, "reason": "line 4 of words.jsonl has no answer"} for n in (80, 120)
+    ]
+    alone = summarize_run(dataclasses.replace(PLAN, methods=METHODS[1:2]), WordSuite(), own)
+    assert alone["rows"][0]["relative_score"] is None

@@ -1,0 +1,43 @@
+"""An engine of two ranks. Run as a program it asks one in processes of its own: python ranks.py LENGTHS NEW OPTIONS."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+
+def ask_ranks(served, lengths, new, **options):
+    """[(tokens, report) of each prompt], and the routes (requests, L, G / 2) in the table of each rank."""
+    own = {"model": str(served.model_folder), "tensor_parallel_size": 2, "enforce_eager": True}
+    own["additional_config"] = {"elastic_attention": {"routers": str(served.routers)}}
+    settings = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_ALLOW_INSECURE_SERIALIZATION": "1"}
+    folder = Path(__file__).parent
+    settings["PYTHONPATH"] = os.pathsep.join([str(folder), str(folder.parents[1]), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, __file__, json.dumps(lengths), str(new), json.dumps(own | options)],
+        env=os.environ | settings,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def join_ranks(ranks):
+    """Routes (requests, L, G) from those of the ranks."""
+    return [[sum(parts, []) for parts in zip(*layers, strict=True)] for layers in zip(*ranks, strict=True)]
+
+
+if __name__ == "__main__":
+    from served_models import make_params, make_prompts, read_routes, run_engine
+    from vllm import LLM
+
+    from elastic_attention.serving.vllm import register
+
+    register()
+    prompts = make_prompts(json.loads(sys.argv[1]))
+    engine = LLM(skip_tokenizer_init=True, seed=0, **json.loads(sys.argv[3]))
+    results = run_engine(engine, prompts, make_params(int(sys.argv[2])))
+    print(json.dumps([results, read_routes(engine, len(prompts))]), flush=True)

@@ -19,7 +19,7 @@ test: $(VENV)/.test  ## Style, types, tests
 	$(BIN)/pytest
 
 test-serving: $(SERVING)/.done  ## The plugin on vLLM's CPU build: exactness, load, the server
-	VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind $(SERVING)/bin/python -m pytest tests/serving
+	OMP_WAIT_POLICY=PASSIVE VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind $(SERVING)/bin/python -m pytest tests/serving
 
 data: $(CORPORA)/corpora.json $(MIXTURE)/mixture.json  ## The texts and the records that training draws from
 

@@ -12,7 +12,7 @@ from typing import Any
 from paper_claims import Training
 from paper_statistics import ROBUST
 
-from elastic_attention.config import XAttentionConfig
+from elastic_attention.config import XAttentionConfig, to_dict
 from elastic_attention.records import write_file
 from elastic_attention.tasks import KINDS
 from elastic_attention.training.recipe import DataConfig, Interval, PackConfig, Recipe
@@ -51,7 +51,7 @@ SCALES = {
         recipe="smollm2-head-router.toml",
         # Few tasks of the mixture are mastered at 8K, so samples at 2K and 4K say more for the same tokens.
         lengths={"mixture": (2048, 4096), "ruler": (2048, 4096, 8192), "almanac": (2048, 4096, 8192)},
-        samples={"mixture": 48, "ruler": 24, "almanac": 24},
+        samples={"mixture": 64, "ruler": 24, "almanac": 24},
         short=2048,
         # More and smaller steps than the recipe's: multipliers and routers need steps, not tokens.
         steps=160,
@@ -76,6 +76,12 @@ SCALES = {
 def find_scale(model: str) -> Scale:
     """SmolLM2 by its name; any other model reads as far as Qwen2.5-Coder."""
     return SCALES["smollm2" if model == "smollm2" else "qwen2.5-coder"]
+
+
+def describe_recipe(recipe: Recipe) -> dict[str, Any]:
+    """What a record says of the recipe that trainings start from: all but data and places."""
+    content = to_dict(recipe)
+    return {key: content[key] for key in ("routes", "objective", "optimizer", "temperature", "intervals", "pattern")}
 
 
 def adapt_recipe(recipe: Recipe, wanted: Training, scale: Scale, folder: Path) -> Recipe:
@@ -141,7 +147,8 @@ def _choose_generated(
 
 
 def _fill_steps(packs: PackConfig, scale: Scale) -> PackConfig:
-    return dataclasses.replace(packs, per_step=max(1, scale.step_tokens // packs.tokens))
+    tokens = min(packs.tokens, scale.step_tokens)
+    return dataclasses.replace(packs, tokens=tokens, per_step=scale.step_tokens // tokens)
 
 
 def _keep_categories(file: Path, folder: Path, categories: set[str]) -> str:

@@ -24,7 +24,7 @@ from typing import Any
 from paper_claims import CLAIMS, Claim
 from paper_figures import MEASURES
 from paper_lab import Lab, TimeUp
-from paper_recipes import Scale, find_scale
+from paper_recipes import Scale, describe_recipe, find_scale
 from paper_rules import Found
 from paper_sharing import Busy, hold
 from paper_statistics import Seeds, estimate, find_mastered, give_verdict, is_robust, is_sensitive, pick
@@ -34,6 +34,7 @@ from elastic_attention.evaluation.answer_log import Line
 from elastic_attention.evaluation.session import describe_device, measure_peak_bytes, open_base
 from elastic_attention.evaluation.suite_run import BATCH_TOKENS
 from elastic_attention.records import build_record, read_record, write_record
+from elastic_attention.training.recipe import load_recipe
 
 COMMAND = "benchmarks/paper_study.py"
 ROOT = Path(__file__).parent.parent
@@ -112,6 +113,7 @@ def study(lab: Lab, name: str, path: Path | None) -> str:
             config={
                 "claim": name,
                 "scale": asdict(lab.scale),
+                "recipe": describe_recipe(load_recipe(lab.recipes / lab.scale.recipe)),
                 "entries": [asdict(entry) for entry in claim.entries],
             },
             model=lab.describe_model(),

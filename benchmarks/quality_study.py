@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Sequence
@@ -43,15 +44,17 @@ class Contestant:
 
     Attributes:
         method: without the folder that the study makes itself.
-        recipe: trains its adapter or mask; None for what ships, needs nothing, or is ranked (retrieval heads).
-        cut: "suite" cuts a mask at the target of the method, "kinds" at the routed MSR of each sensitive kind.
         samples: of each kind.
+        recipe: trains its adapter or mask; None for what ships, needs nothing, or is ranked (retrieval heads).
+        like: label of the routers whose MSR its mask is cut at; "" for what is no mask.
+        place: where the mask has that MSR, over the "suite" or on each sensitive "kind".
     """
 
     method: Method
     samples: int
     recipe: Recipe | None = None
-    cut: str = ""
+    like: str = ""
+    place: str = "suite"
 
 
 @dataclass(kw_only=True)
@@ -61,7 +64,8 @@ class Study:
     Attributes:
         deadline: of `time.monotonic`; past it `TimeUp` is raised between two batches.
         routers: adapter of "routed" without a folder of its own; None takes those that ship.
-        answers: all lines so far by label of the method.
+        answers, methods: all lines so far, and who gave them, by label of the method.
+        cuts: labels of the masks of one name that were cut at the MSR of one router, by (router, name, place).
     """
 
     base: Base
@@ -76,14 +80,19 @@ class Study:
     routers: str | None = None
     answers: dict[str, list[Line]] = field(default_factory=dict)
     methods: dict[str, Method] = field(default_factory=dict)
+    cuts: dict[tuple[str, str, str], list[str]] = field(default_factory=dict)
 
     def take_all(self, contestants: Sequence[Contestant]) -> None:
-        """Do what no other process does, until everything is done.
+        """Do what no other process does, until everything is done; what is trained comes first.
 
         Raises:
             TimeUp: past the deadline.
         """
         waiting = list(contestants)
+        for contestant in contestants:
+            self.check_time()
+            with contextlib.suppress(Busy):
+                self.prepare(contestant)
         while waiting:
             for contestant in list(waiting):
                 self.check_time()
@@ -106,22 +115,32 @@ class Study:
         Raises:
             Busy: another process trains or answers what this needs.
         """
-        method = settle_method(replace(contestant.method, folder="-")) if contestant.recipe else contestant.method
-        if contestant.recipe is None and contestant.cut == "":
+        method, folder = contestant.method, self.prepare(contestant)
+        if folder is None:
             return [(settle_method(method), self.suite.tasks)]
-        folder = self.rank() if contestant.recipe is None else self.train(contestant)
-        if contestant.cut == "kinds":
-            return [(self.cut(method, folder, msr), kinds) for msr, kinds in self.find_sensitive("routed")]
-        if contestant.cut == "suite":
-            assert method.target is not None
-            return [(self.cut(method, folder, method.target), self.suite.tasks)]
-        return [(replace(method, folder=str(folder)), self.suite.tasks)]
+        method = settle_method(replace(method, folder=str(folder)))
+        if not contestant.like:
+            return [(method, self.suite.tasks)]
+        places = self.find_suite(contestant.like) if contestant.place == "suite" else self.find_kinds(contestant.like)
+        cut = [(self.cut(method, folder, msr), kinds) for msr, kinds in places]
+        self.cuts[contestant.like, method.name, contestant.place] = [one.label for one, _ in cut]
+        return cut
+
+    def prepare(self, contestant: Contestant) -> Path | None:
+        """The folder of its adapter or of its mask before cutting; None where a contestant needs none.
+
+        Raises:
+            Busy: another process makes it.
+        """
+        if contestant.recipe is not None:
+            return self.train(contestant)
+        return self.rank() if contestant.like else None
 
     def train(self, contestant: Contestant) -> Path:
         """The adapter of a contestant; trained, unless it is there."""
         method, recipe = contestant.method, contestant.recipe
         assert recipe is not None
-        folder = self.output / "trained" / (method.name if contestant.cut else method.label)
+        folder = self.output / "trained" / (method.name if contestant.like else method.label)
         if not (folder / "adapter").exists():
             with hold(folder):
                 left, base = self.deadline - time.monotonic(), self.base
@@ -161,21 +180,33 @@ class Study:
             save_static_routes(folder, cut, {name: scores}, facts)
         return replace(method, folder=str(folder), target=round(sparse / scores.numel(), 3))
 
-    def find_sensitive(self, label: str) -> list[tuple[float, tuple[str, ...]]]:
-        """The MSR that a method has on each sensitive kind; kinds of the same one stand together.
+    def find_suite(self, label: str) -> list[tuple[float, tuple[str, ...]]]:
+        """The mean MSR that a method has over the suite, and all kinds.
 
         Raises:
             Busy: it has not answered yet.
         """
-        if label not in self.answers:
-            raise Busy(label)
+        return [(self._average_msr(label, self.suite.tasks), self.suite.tasks)]
+
+    def find_kinds(self, label: str) -> list[tuple[float, tuple[str, ...]]]:
+        """The MSR that a method has on each sensitive kind, in whole heads; kinds of the same one stand together.
+
+        Raises:
+            Busy: it has not answered yet.
+        """
         found: dict[float, list[str]] = {}
         heads = self.base.describe()["layers"] * self.base.describe()["kv_heads"]
         for kind in self.suite.tasks:
-            own = [line.msr for line in self.answers[label] if line.task == kind]
-            if KINDS[kind].category not in ROBUST and own:
-                found.setdefault(math.floor(sum(own) / len(own) * heads + 1e-6) / heads, []).append(kind)
+            if KINDS[kind].category not in ROBUST:
+                msr = math.floor(self._average_msr(label, (kind,)) * heads + 1e-6) / heads
+                found.setdefault(msr, []).append(kind)
         return [(msr, tuple(kinds)) for msr, kinds in found.items()]
+
+    def _average_msr(self, label: str, kinds: Sequence[str]) -> float:
+        if label not in self.answers:
+            raise Busy(label)
+        own = [line.msr for line in self.answers[label] if line.task in kinds]
+        return sum(own) / len(own)
 
     def plan(self, methods: Sequence[Method], kinds: tuple[str, ...], samples: int) -> EvalPlan:
         """`samples` of every kind, shared out over the lengths."""

@@ -3,13 +3,13 @@
     python benchmarks/serving_overhead.py --json results/serving_overhead.json
 
 Each way is an engine in a process of its own: "off" (the plugin, every head full because the request says so),
-"decided" (the routers read every prompt and decide that every head is full, so that all later steps go through virtual
-sequences), "stock" (vLLM alone, with the block size that the adapter asks for) and "default" (vLLM alone, with its own
-block size, whose price is the kernel's and not the plugin's). Every round asks all of them the same new prompts, each
-time in another order, and counts as one ratio to stock of its own round; so what else the machine does hits all alike.
-Where the system happens to put an engine's memory matters as well, so all engines are started anew several times, and
-intervals come from these generations. Beside the time stands the processors' time of the engine, which a busy machine
-moves less. Exit code 1 if a token of the plugin differs.
+"decided" (the routers read every prompt and decide that every head is full), "stock" (vLLM alone, with the block size
+that the adapter asks for) and "default" (vLLM alone, with its own block size, whose price is the kernel's and not the
+plugin's). Every round asks all of them the same new prompts, each time in another order, and counts as one ratio to
+stock of its own round; so what else the machine does hits all alike. Where the system happens to put an engine's memory
+matters as well, so all engines are started anew several times, and intervals come from these generations. Beside the
+time stands the processors' time of the engine, which a busy machine moves less; several threads would spend theirs on
+waiting for each other. Exit code 1 if a token of the plugin differs.
 """
 
 from __future__ import annotations
@@ -69,6 +69,7 @@ class Generation:
 def serve_way(way: str, options: argparse.Namespace, block_size: int | None, connection: Any) -> None:
     """An engine that answers (prompts, new tokens) with (seconds passed, processor seconds), tokens, until it is sent
     None."""
+    os.environ["OMP_NUM_THREADS"] = str(options.threads)
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # large pages: less depends on where memory lies
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -166,6 +167,7 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--cells", nargs="*", default=CELLS.split(), help="tokens x requests x new tokens")
     parser.add_argument("--generations", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=4, help="of each generation")
+    parser.add_argument("--threads", type=int, default=1, help="of each engine")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     return parser.parse_args(arguments)
@@ -191,7 +193,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.json is not None:
             record = build_record(
                 "benchmarks/serving_overhead.py",
-                config={"dtype": options.dtype, "generations": generation + 1, "rounds": options.rounds, "eager": True},
+                config={
+                    "dtype": options.dtype,
+                    "generations": generation + 1,
+                    "rounds": options.rounds,
+                    "threads": options.threads,
+                    "eager": True,
+                },
                 model={"name": options.model, "dtype": options.dtype},
                 data="random tokens",
                 device=describe_device(choose_device(None)),

@@ -48,6 +48,7 @@ KIND_GROUPS: dict[str, Callable[[Line], bool]] = {
     "sensitive": is_sensitive,
     "robust": is_robust,
 }
+ROUTERS = ("routed", "routed-again")
 Row = dict[str, Any]
 
 
@@ -77,19 +78,19 @@ def aim_at(recipe: Recipe, target: float, source: str, steps: int) -> Recipe:
 
 
 def list_contestants(recipe: Recipe, options: argparse.Namespace) -> list[Contestant]:
-    """Who is asked what, the most important first."""
-    msr, whole, few = options.compare_at, options.samples, min(options.few_samples, options.samples)
-    rows = [Contestant(method=Method(name=name), samples=whole) for name in ("dense", "routed")]
-    masks = []
-    for name, source in MASKS.items():
-        trained = aim_at(recipe, msr, source, recipe.steps) if source else None
-        mask = Contestant(method=Method(name=name, target=msr), recipe=trained, samples=whole, cut="suite")
-        masks.append(mask)
-    rows += masks
+    """Who is asked what beside the frontier, the most important first."""
+    msr, whole, few = options.aim, options.samples, min(options.few_samples, options.samples)
     again = change_source(recipe, recipe.routes.source, recipe.steps)
+    rows = [Contestant(method=Method(name=name), samples=whole) for name in ("dense", "routed")]
     rows.append(Contestant(method=Method(name="routed", note="again"), recipe=again, samples=whole))
-    for mask in masks:
-        rows.append(dataclasses.replace(mask, method=dataclasses.replace(mask.method, note="kinds"), cut="kinds"))
+    for place in ("suite", "kind"):
+        for router in ROUTERS:
+            note = f"kind-{router}" if place == "kind" else ""
+            for name, source in MASKS.items():
+                trained = aim_at(recipe, msr, source, recipe.steps) if source else None
+                count = whole if place == "suite" else min(options.kind_samples, whole)
+                method = Method(name=name, note=note)
+                rows.append(Contestant(method=method, samples=count, recipe=trained, like=router, place=place))
     for name, parts in OTHER_ROUTERS.items():
         source = "layer_router" if name == "flux" else "head_router"
         short = dataclasses.replace(change_source(recipe, source, options.short_steps), **parts)
@@ -97,55 +98,55 @@ def list_contestants(recipe: Recipe, options: argparse.Namespace) -> list[Contes
     rows.append(Contestant(method=Method(name="routed", decode="full", note="full"), samples=few))
     for name, target in (("all_sparse", None), ("random", msr), ("xattention", None), ("triangle_mix", None)):
         rows.append(Contestant(method=Method(name=name, target=target), samples=few))
-    packs = recipe.data.packs
-    packs = dataclasses.replace(packs, per_step=max(1, options.frontier_tokens // packs.tokens))
-    small = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, packs=packs))
+    return rows
+
+
+def list_frontier(recipe: Recipe, options: argparse.Namespace) -> list[Contestant]:
+    """Routers and masks that aim at other sparsities, after a short training."""
+    rows = []
+    small = pack_steps(recipe, options.frontier_tokens, options.frontier_tokens)
     for target in options.targets:
         for name, source in (("routed", "head_router"), ("static", "static")):
             aimed = aim_at(small, target, source, options.frontier_steps)
             method = Method(name=name, target=target, note="frontier")
-            rows.append(Contestant(method=method, recipe=aimed, samples=few))
+            rows.append(Contestant(method=method, recipe=aimed, samples=min(options.few_samples, options.samples)))
     return rows
+
+
+def pack_steps(recipe: Recipe, tokens: int, pack_tokens: int) -> Recipe:
+    """The recipe with `tokens` a step in packs of at most `pack_tokens`."""
+    packs = dataclasses.replace(recipe.data.packs, tokens=pack_tokens, per_step=max(1, tokens // pack_tokens))
+    return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, packs=packs))
 
 
 def compare_scores(study: Study, mastered: Sequence[str]) -> list[Row]:
     """What routers gain over each mask on the kinds that dense masters, macro-averaged, with paired 95% intervals.
 
     Returns:
-        router, mask, kinds ("all", "sensitive", "robust"), same_msr_on ("suite" or "kind"), msr_router, msr_mask, n,
-        value, low, high; "kind" only for sensitive kinds, where the masks were cut once more.
+        router, mask, same_msr_on ("suite" or "kind"), kinds ("all", "sensitive", "robust"; of "kind" only sensitive
+        ones), n, msr_router, msr_mask, value, low, high.
     """
     rows = []
-    for router in (label for label in ("routed", "routed-again") if label in study.answers):
-        ours = [line for line in study.answers[router] if line.task in mastered]
-        for name in MASKS:
-            for place, note in (("suite", ""), ("kind", "kinds")):
-                labels = [m.label for m in study.methods.values() if (m.name, m.note) == (name, note)]
-                theirs = [line for label in labels for line in study.answers[label] if line.task in mastered]
-                tests = (
-                    {"sensitive": is_sensitive}
-                    if note
-                    else {"all": bool, "sensitive": is_sensitive, "robust": is_robust}
-                )
-                if not theirs or (note and router != "routed"):
-                    continue
-                for kinds, is_wanted in tests.items():
-                    one, other = pick([ours], is_wanted), pick([theirs], is_wanted)
-                    gain = estimate(one, other)
-                    if gain is not None:
-                        sizes = {
-                            "msr_router": mean(one[0], "msr"),
-                            "msr_mask": mean(other[0], "msr"),
-                            "n": len(other[0]),
-                        }
-                        names = {"router": router, "mask": name, "kinds": kinds, "same_msr_on": place}
-                        rows.append(names | sizes | dataclasses.asdict(gain))
-    return rows
+    for (router, name, place), labels in study.cuts.items():
+        if not all(label in study.answers for label in (router, *labels)):
+            continue
+        pair = [study.answers[router]], [[line for label in labels for line in study.answers[label]]]
+        for kinds, is_wanted in KIND_GROUPS.items():
+            ours, theirs = (
+                pick(lines, lambda line, is_wanted=is_wanted: line.task in mastered and is_wanted(line))
+                for lines in pair
+            )
+            gain = estimate(ours, theirs)
+            if gain is not None:
+                row = {"router": router, "mask": name, "same_msr_on": place, "kinds": kinds, "n": len(theirs[0])}
+                row |= {"msr_router": mean(ours[0], "msr"), "msr_mask": mean(theirs[0], "msr")}
+                rows.append(row | dataclasses.asdict(gain))
+    return [row for row in rows if row["same_msr_on"] == "suite" or row["kinds"] == "sensitive"]
 
 
 def summarize(study: Study, samples: int) -> Row:
     """Rows by method over the kinds that dense masters, rows by kind with a column a method, and gains over masks."""
-    asked = [m for m in study.methods.values() if m.note != "kinds"]
+    asked = [m for m in study.methods.values() if not m.note.startswith("kind-")]
     lines = {m.label: study.answers[m.label] for m in asked}
     by_kind: list[Row] = []
     for kind in study.suite.tasks:
@@ -164,9 +165,6 @@ def summarize(study: Study, samples: int) -> Row:
         "by_kind": by_kind,
         "mastered": mastered,
         "gains": compare_scores(study, mastered),
-        "sensitive_msr": [
-            {"kinds": kinds, "msr": msr} for msr, kinds in (study.find_sensitive("routed") if "routed" in lines else [])
-        ],
     }
 
 
@@ -183,12 +181,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--record", type=Path, default=Path("results/quality.json"))
     parser.add_argument("--samples", type=int, default=402, help="held-out samples of each kind")
     parser.add_argument("--few-samples", type=int, default=60, help="of each kind, for all but routers and masks")
+    parser.add_argument("--kind-samples", type=int, default=201, help="of each kind, for masks cut at its own MSR")
     parser.add_argument("--lengths", type=int, nargs="+", default=list(LENGTHS), help="tokens of the prompts")
     parser.add_argument("--steps", type=int, help="of the masks and of the routers beside those that ship")
     parser.add_argument("--short-steps", type=int, default=60, help="of routers with other patterns or granularity")
     parser.add_argument("--frontier-steps", type=int, default=40, help="of each point of the frontier")
     parser.add_argument("--frontier-tokens", type=int, default=32_768, help="tokens of such a step")
-    parser.add_argument("--compare-at", type=float, default=0.758, help="MSR of the masks: the routers' own")
+    parser.add_argument("--pack-tokens", type=int, help="of a pack; steps keep their tokens. Default: the recipe's")
+    parser.add_argument("--aim", type=float, default=0.758, help="MSR that masks train for; cut at the routers' own")
     parser.add_argument("--targets", type=float, nargs="*", default=list(TARGETS))
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--batch-tokens", type=int)
@@ -197,11 +197,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     began = time.monotonic()
     recipe = load_recipe(options.recipe)
-    recipe = dataclasses.replace(
-        recipe,
-        steps=options.steps or recipe.steps,
-        data=dataclasses.replace(recipe.data, workers=options.workers),
-    )
+    data = dataclasses.replace(recipe.data, workers=options.workers)
+    recipe = dataclasses.replace(recipe, steps=options.steps or recipe.steps, data=data)
+    if options.pack_tokens:
+        recipe = pack_steps(recipe, data.packs.tokens * data.packs.per_step, options.pack_tokens)
     base = open_base(recipe.model, device=options.device, dtype=recipe.precision)
     study = Study(
         base=base,
@@ -217,6 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     is_complete = True
     try:
         study.take_all(list_contestants(recipe, options))
+        study.take_all(list_frontier(recipe, options))
     except TimeUp:
         is_complete = False
         print("Stopped in time; run the same command again to go on.", flush=True)
@@ -229,6 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "methods": methods,
             "lengths": options.lengths,
             "samples": options.samples,
+            "aim": options.aim,
             "steps": recipe.steps,
             "short_steps": options.short_steps,
             "frontier_steps": options.frontier_steps,

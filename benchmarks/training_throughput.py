@@ -75,8 +75,9 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "gave (attention), or everything (all); the reference keeps nothing",
     )  # fmt: skip
     parser.add_argument(
-        "--whole-layers", nargs="+", type=int, default=[0], help="layers that keep everything where others do not"
-    )
+        "--whole-layers", nargs="+", type=int, default=[0],
+        help="layers that keep everything where others do not; one number, or one for each of --sequence",
+    )  # fmt: skip
     parser.add_argument(
         "--fast-gradients", nargs="+", type=int, choices=(0, 1), default=[0],
         help="1: cuDNN computes those of full heads, not the same to the last bit each time",
@@ -86,14 +87,23 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--sequence", nargs="+", type=int, default=[1], help="processes that share a pack")
     parser.add_argument("--weights", type=int, default=0, help="processes that share the weights, 0 = all")
-    parser.add_argument("--warm-up", type=int, default=1, help="steps before the timed ones")
+    parser.add_argument(
+        "--warm-up",
+        nargs="+",
+        type=int,
+        default=[1],
+        help="steps before the timed ones; one number, or one for each load",
+    )
     parser.add_argument("--steps", type=int, default=2, help="timed steps of a cell")
     parser.add_argument("--profile", type=Path, help="write the kernels of one more step of each cell here")
     parser.add_argument("--max-seconds", type=float, default=math.inf, help="begin no cell after this")
     parser.add_argument("--device")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--add", nargs="*", type=Path, default=[], help="records whose other cells this one takes over")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if len(options.whole_layers) not in (1, len(options.sequence)):
+        parser.error(f"--whole-layers takes one number or {len(options.sequence)}, as many as --sequence.")
+    return options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -157,7 +167,10 @@ class TrainingBench:
         names, options = CELL[-4:], self.options
         for is_compiled, way in itertools.product(map(bool, options.compiled), options.ways):
             if way == "ours":
-                for memory, whole, fast in itertools.product(options.memory, options.whole_layers, options.fast_gradients):
+                whole = options.whole_layers[-1]
+                if len(options.whole_layers) > 1:
+                    whole = options.whole_layers[options.sequence.index(sequence)]
+                for memory, fast in itertools.product(options.memory, options.fast_gradients):
                     yield way, dict(zip(names, (memory, whole, is_compiled, bool(fast)), strict=True))
             elif sequence == 1:
                 yield way, dict(zip(names, ("layers", 0, is_compiled, False), strict=True))
@@ -173,7 +186,8 @@ class TrainingBench:
 
     def measure(self, engine: ParallelEngine, ranks: Ranks, cell: Row) -> None:
         """Time the steps of a cell."""
-        lengths, seconds, warm_up = self.loads[cell["load"]], [], self.options.warm_up
+        lengths, seconds = self.loads[cell["load"]], []
+        warm_up = dict(zip(self.options.loads, self.options.warm_up * len(self.loads), strict=False))[cell["load"]]
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         for step in range(warm_up + self.options.steps):
@@ -301,7 +315,13 @@ def take_step(engine: ParallelEngine, step: int, pack: PackedBatch) -> Row:
 
 
 def build_recipe(
-    options: argparse.Namespace, sequence: int, *, memory: str, whole_layers: int, is_compiled: bool, fast_gradients: bool
+    options: argparse.Namespace,
+    sequence: int,
+    *,
+    memory: str,
+    whole_layers: int,
+    is_compiled: bool,
+    fast_gradients: bool,
 ) -> Recipe:
     """The run that a cell takes some steps of."""
     return Recipe(

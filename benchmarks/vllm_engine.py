@@ -3,11 +3,13 @@
     python benchmarks/vllm_engine.py --json results/vllm_engine.json
     python benchmarks/vllm_engine.py --shape tiny --cells 300x2 --new-tokens 8 --json engine.json
 
-Ways, each in a process of its own: "stock" (vLLM alone), "off" (the plugin, all heads full: what it costs) and
-"elastic" (the plugin, routes given at `--msr`, drawn once: prompts are sparse too). Cells: tokens x requests.
+Ways, each in a process of its own: "stock" (vLLM alone), "off" (the plugin, all heads full: what it costs), "elastic"
+(the plugin, routes given at `--msr`, drawn once: prompts are sparse too) and "deferred" (the plugin's default policy:
+routers that make this share of the layers sparse decide at the end of a dense prompt). Cells: tokens x requests.
 Prompts are random and never the same twice; the prefix cache is off, and all ways have blocks of the same size and the
 same CUDA graphs. TTFT is the time until all requests of a cell have their first token; decoding is what the steps take
-from there until the first of them is done. The best of `--repeats` counts.
+from there until the first of them is done, `--new-tokens` at least. A cell is measured again until it took `--least`
+seconds; the best time counts.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-WAYS = ("stock", "off", "elastic")
+WAYS = ("stock", "off", "elastic", "deferred")
 CELLS = "131072x1 131072x4 65536x1 65536x8 32768x1 32768x8 32768x24"
 SHAPES: dict[str, dict[str, int]] = {
     "8b": dict(
@@ -56,10 +58,11 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=list(SHAPES), default="8b")
     parser.add_argument("--cells", nargs="*", default=CELLS.split())
+    parser.add_argument("--few-cells", nargs="*", help='of the ways "off" and "deferred"; default: all')
     parser.add_argument("--ways", nargs="*", choices=WAYS, default=list(WAYS))
     parser.add_argument("--msr", type=float, default=0.7)
-    parser.add_argument("--new-tokens", type=int, default=128)
-    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--new-tokens", type=int, default=96)
+    parser.add_argument("--least", type=float, default=8.0, help="seconds of measuring a cell")
     parser.add_argument("--layers", type=int, help="fewer layers than the shape has")
     parser.add_argument("--graphs", default="FULL_DECODE_ONLY", help="vLLM's cudagraph_mode, of all ways")
     parser.add_argument("--compile", type=int, default=0, help="vLLM's compilation mode, of all ways")
@@ -72,11 +75,16 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="no cell of a way begins later than this")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.new_tokens < 1:
+        parser.error(f"--new-tokens {options.new_tokens} must be at least 1.")
+    return options
 
 
-def write_model(folder: Path, shape: dict[str, int]) -> None:
-    """A Llama's configuration without weights, and untrained routers for it."""
+def write_model(folder: Path, shape: dict[str, int], msr: float) -> None:
+    """A Llama's configuration without weights, and routers that make this share of its layers sparse for all inputs."""
+    import torch
+
     from elastic_attention.config import BaseModel, ElasticConfig, RouterConfig, StreamingConfig
     from elastic_attention.models.checkpoint import save_adapter
     from elastic_attention.router import RouterStack
@@ -100,7 +108,13 @@ def write_model(folder: Path, shape: dict[str, int]) -> None:
     router = RouterConfig.for_head_dim(base.head_dim)
     layers = tuple(range(base.num_layers))
     adapter = ElasticConfig(base_model=base, routed_layers=layers, router=router, sparse_pattern=pattern)
-    save_adapter(folder / "routers", adapter, RouterStack(router, layers))
+    routers = RouterStack(router, layers)
+    for layer in layers:
+        last = routers[layer].router_mlp[-1]
+        last.weight.data.zero_()
+        is_sparse = int((layer + 1) * msr) > int(layer * msr)  # spread evenly
+        last.bias.data[:] = torch.tensor([0.0, 1.0] if is_sparse else [1.0, 0.0])
+    save_adapter(folder / "routers", adapter, routers)
 
 
 def measure_way(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -110,7 +124,9 @@ def measure_way(options: argparse.Namespace) -> list[dict[str, Any]]:
     from vllm import LLM, SamplingParams
 
     shape, chooser, began = pick_shape(options), random.Random(WAYS.index(options.way)), time.perf_counter()
-    cells = [tuple(map(int, cell.split("x"))) for cell in options.cells]
+    chosen = options.cells if options.way in ("stock", "elastic") else options.few_cells or options.cells
+    cells = [tuple(map(int, cell.split("x"))) for cell in chosen]
+    new_tokens = {(tokens, count): count_new(options, tokens, count) for tokens, count in cells}
     plugin = {} if options.way == "stock" else {"elastic_attention": {"routers": str(options.folder / "routers")}}
     sizes = sorted({1, *(count for _, count in cells)})
     graphs = {"mode": options.compile, "cudagraph_mode": options.graphs, "cudagraph_capture_sizes": sizes}
@@ -119,7 +135,7 @@ def measure_way(options: argparse.Namespace) -> list[dict[str, Any]]:
         skip_tokenizer_init=True,
         load_format="dummy",
         dtype=options.dtype,
-        max_model_len=max(tokens for tokens, _ in cells) + options.new_tokens + 1,
+        max_model_len=max(tokens + new_tokens[tokens, count] for tokens, count in cells) + 1,
         max_num_seqs=max(sizes),
         enable_prefix_caching=False,
         block_size=options.block_size,
@@ -154,21 +170,29 @@ def measure_way(options: argparse.Namespace) -> list[dict[str, Any]]:
             if first and not last and max(done.values()) >= new:
                 last, at_last = clock(), dict(done)
         steps = max(at_last[name] - at_first[name] for name in done)
-        return first - started, (last - first) / steps if steps else float("nan")
+        return first - started, (last - first) / steps
 
     rows = []
     for tokens, count in cells:
         if time.perf_counter() - began > options.seconds:
             break
-        run(min(tokens, 2048), count, min(16, options.new_tokens))
-        times = [run(tokens, count, options.new_tokens) for _ in range(options.repeats)]
+        run(min(tokens, 2048), count, count_new(options, min(tokens, 2048), count))
+        times, start = [], time.perf_counter()
+        while not times or time.perf_counter() - start < options.least:
+            times.append(run(tokens, count, new_tokens[tokens, count]))
         first, step = min(first for first, _ in times), min(step for _, step in times)
         row = {"way": options.way, "tokens": tokens, "requests": count, "ttft_seconds": first, "step_seconds": step}
-        row |= {"decoded_per_second": count / step, "device": name_device(), "vllm": vllm.__version__}
+        row |= {"decoded_per_second": count / step, "repeats": len(times)}
+        row |= {"device": name_device(), "vllm": vllm.__version__}
         rows.append(row)
         print(json.dumps(rows[-1]), flush=True)
         options.json.write_text(json.dumps(rows))
     return rows
+
+
+def count_new(options: argparse.Namespace, tokens: int, count: int) -> int:
+    """New tokens of a request, so that `--new-tokens` are left for the first of them when the last prompt is read."""
+    return options.new_tokens + count * -(-tokens // options.chunk) + 1
 
 
 def name_device() -> str:
@@ -206,14 +230,14 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_model(folder, pick_shape(options))
+        write_model(folder, pick_shape(options), options.msr)
         for way in options.ways:
             child = ["--way", way, "--folder", name, "--json", str(folder / f"{way}.json")]
             command = [sys.executable, __file__, *sys.argv[1:], *child]
             if subprocess.run(command).returncode:
                 print(f"{way} failed", file=sys.stderr, flush=True)
             rows = gather_rows(folder)
-            keys = ("msr", "new_tokens", "repeats", "block_size", "chunk", "graphs", "compile")
+            keys = ("msr", "new_tokens", "least", "block_size", "chunk", "graphs", "compile")
             record = build_record(
                 "benchmarks/vllm_engine.py",
                 config={"shape": options.shape} | {key: getattr(options, key) for key in keys},

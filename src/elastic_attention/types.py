@@ -102,12 +102,15 @@ class HeadRoutes:
     @property
     def has_arrived(self) -> bool:
         """Would `host` return without a wait?"""
-        return self._host is not None and (self._arrival is None or self._arrival.query())
+        if self._arrival is not None and self._arrival.query():
+            self._arrival = None
+        return self._host is not None and self._arrival is None
 
     def host(self) -> Tensor:
         """(B, G) bool on the host; waits for it where needed. Sampled routes are rounded."""
         if self._arrival is not None:
             self._arrival.synchronize()
+            self._arrival = None  # nobody may ask it while a graph is captured
         if self._host is None:
             self._host = self.values.detach().cpu()
         return self._host.detach() > 0.5 if self.is_sampled else self._host

@@ -10,7 +10,7 @@ import smollm2_quality
 import torch
 from paper_samples import KeptSuite
 from quality_study import Study, TimeUp
-from smollm2_quality import list_contestants, summarize
+from smollm2_quality import list_contestants, list_frontier, pack_steps, summarize
 
 from elastic_attention import StreamingConfig
 from elastic_attention.config import to_dict
@@ -18,13 +18,14 @@ from elastic_attention.evaluation.session import Base
 from elastic_attention.models.checkpoint import read_static_routes, save_static_routes
 from elastic_attention.tasks.suite import open_suite
 from elastic_attention.training.recipe import load_recipe
+from elastic_attention.viz.gain_tables import render_gains
 from elastic_attention.viz.renderers import render_frontier, render_quality
 from hash_tokenizer import HashTokenizer
 from tiny_models import attach_tiny, make_model, random_routes
 
 RECIPE = load_recipe(Path(smollm2_quality.ROOT) / "recipes" / "smollm2-head-router.toml")
 OPTIONS = argparse.Namespace(
-    samples=4, few_samples=2, compare_at=0.7, short_steps=1, targets=[0.6], frontier_tokens=1, frontier_steps=1
+    samples=4, few_samples=2, kind_samples=4, aim=0.7, short_steps=1, targets=[0.6], frontier_tokens=1, frontier_steps=1
 )
 PATTERN = to_dict(StreamingConfig(num_sink_tokens=64, local_window=128, block_size=64))
 NAMES = {"static": "logits", "hard_concrete": "log_alpha", "alpha": "alpha"}
@@ -73,7 +74,7 @@ def study(folder):
             samples=OPTIONS.samples, workers=0, batch_tokens=1, deadline=time.monotonic() + seconds,
             routers=str(folder / "shipped"),
         )  # fmt: skip
-        contestants = list_contestants(RECIPE, OPTIONS)
+        contestants = list_contestants(RECIPE, OPTIONS) + list_frontier(RECIPE, OPTIONS)
         made.take_all([c for c in contestants if c.method.name not in smollm2_quality.OTHER_ROUTERS])
         return made
 
@@ -89,19 +90,20 @@ def test_everybody_is_asked_and_a_stopped_study_goes_on(study, folder, monkeypat
         study(seconds=-1)
     made = study()
     labels = list(made.answers)
-    cut = [label for label in labels if label.endswith("-kinds")]
-    assert [label for label in labels if label not in cut] == [
-        "dense", "routed", "static@0.667", "prulong@0.667", "duo_attention@0.667", "retrieval_heads@0.667",
-        "routed-again", "routed-full", "all_sparse", "random@0.700", "xattention", "triangle_mix",
+    at_kind = [label for label in labels if "-kind-" in label]
+    plain = [label for label in labels if label not in at_kind]
+    masks = [label for label in plain if label.partition("@")[0] in smollm2_quality.MASKS and "frontier" not in label]
+    assert [label for label in plain if label not in masks] == [
+        "dense", "routed", "routed-again", "routed-full", "all_sparse", "random@0.700", "xattention", "triangle_mix",
         "routed@0.600-frontier", "static@0.600-frontier",
     ]  # fmt: skip
-    assert [len(made.answers[label]) for label in labels if label not in cut] == [8] * 7 + [4] * 7
-    ((msr, kinds),) = made.find_sensitive("routed")
-    assert kinds == ("needle",) and len(cut) == 4
-    for label in cut:  # no more sparse heads than the routers have on the kind, asked of that kind alone
-        assert all(line.msr == pytest.approx(msr) for line in made.answers[label])
-        assert {line.task for line in made.answers[label]} == {"needle"}
-    assert all(read_static_routes(folder / "cut" / f"{name}-4").sum() == 4 for name in smollm2_quality.MASKS)
+    assert [len(made.answers[label]) for label in plain if label not in masks] == [8] * 3 + [4] * 7
+    for (router, name, place), own in made.cuts.items():  # no more sparse heads than the routers have there
+        ((msr, kinds),) = made.find_suite(router) if place == "suite" else made.find_kinds(router)
+        assert own == [f"{name}@{int(msr * 6 + 1e-6) / 6:.3f}" + (f"-kind-{router}" if place == "kind" else "")]
+        assert {line.task for line in made.answers[own[0]]} == set(kinds)
+        assert all(msr - 1 / 6 < line.msr <= msr + 1e-6 for line in made.answers[own[0]])
+    assert len(made.cuts) == 2 * 4 * 2 and kinds == ("needle",)
     monkeypatch.setattr("elastic_attention.evaluation.runner.ask_samples", None)  # nothing is asked again
     assert study(60).answers == made.answers
 
@@ -128,10 +130,20 @@ def test_the_record_is_what_the_tables_read(study):
     kinds = {row["kind"]: row for row in found["by_kind"]}
     assert kinds["needle"]["dense"] == 1.0 and kinds["prose"]["dense"] == 0.0 and kinds["needle"]["n"] == 4
     gains = {(g["router"], g["mask"], g["kinds"], g["same_msr_on"]): g for g in found["gains"]}
-    assert len(gains) == 4 * (2 * 2 + 1)  # all and sensitive of two routers, and the kind's own MSR once
+    assert len(gains) == 2 * 4 * (2 + 1)  # all and sensitive kinds, and at the kind's own MSR the sensitive one
     assert gains["routed", "prulong", "sensitive", "suite"]["low"] == 1.0
     at_kind = gains["routed", "prulong", "sensitive", "kind"]
     assert at_kind["value"] == 1.0 and at_kind["msr_router"] - 1 / 6 < at_kind["msr_mask"] <= at_kind["msr_router"]
     table = render_quality({"metrics": found})
     assert table.index("| needle |") < table.index("Outside the mean") < table.index("| prose |")
     assert render_frontier({"metrics": found}).count("| routed |") == 4
+    line = next(
+        line for line in render_gains({"metrics": found}).splitlines() if "| routed | prulong | on the suite" in line
+    )
+    assert line.endswith("| 1.000 \\[1.000, 1.000\\] | – | 1.000 \\[1.000, 1.000\\] |")
+
+
+def test_larger_packs_leave_the_steps_as_they_are():
+    packs = RECIPE.data.packs
+    larger = pack_steps(RECIPE, packs.tokens * packs.per_step, 32_768).data.packs
+    assert larger.tokens * larger.per_step == packs.tokens * packs.per_step and larger.tokens == 32_768

@@ -34,6 +34,16 @@ def test_fused_layers_compute_the_same_and_are_undone():
     assert all(torch.equal(one, other) for one, other in zip(run(), wanted, strict=True))
 
 
+def test_the_rotation_of_a_model_in_adapters_is_fused_too():
+    peft = pytest.importorskip("peft")
+    lora = peft.get_peft_model(make_model("qwen3"), peft.LoraConfig(target_modules=["q_proj"], r=4))
+    rotate = modeling_qwen3.apply_rotary_pos_emb
+    fuse_layers(lora, True, backend="eager")
+    assert modeling_qwen3.apply_rotary_pos_emb.plain is rotate
+    fuse_layers(lora, False)
+    assert modeling_qwen3.apply_rotary_pos_emb is rotate
+
+
 def test_a_model_without_such_layers_is_refused():
     with pytest.raises(UnsupportedModel, match="Linear has no layers with norms and MLPs"):
         fuse_layers(nn.Linear(2, 2), True)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from elastic_attention.models import replay
+from elastic_attention.models import generation, replay
 from elastic_attention.models.handle import Handle
 from tiny_models import attach_tiny, make_model, text
 
@@ -40,6 +40,7 @@ def handle(monkeypatch):
         return EagerGraph(handle, run, output, captured._cache), output
 
     monkeypatch.setattr(replay, "record_graph", record)
+    monkeypatch.setattr(generation, "can_capture", lambda device: True)
     EagerGraph.made = 0
     return handle
 
@@ -97,5 +98,6 @@ def test_a_conversation_goes_on_with_the_same_cache(handle):
 
 def test_the_model_is_itself_afterwards(handle):
     before = handle.model.forward
+    assert "forward" not in handle.model.__dict__
     ask(handle, True, max_new_tokens=4)
     assert "forward" not in handle.model.__dict__ and handle.model.forward == before

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from elastic_attention.router import BoundaryPool, select_boundary
+from elastic_attention.router import BoundaryPool, count_ends, select_boundary, select_ends
 
 G, D = 2, 4
 
@@ -56,6 +56,17 @@ def test_chunked_and_padded_equal_brute_force(case, count_overlap_twice, seed):
     for b, sequence in enumerate(sequences):
         keys = torch.stack(sequence) if sequence else torch.zeros(0, G, D)
         torch.testing.assert_close(pooled[b], brute_force(keys, n, count_overlap_twice=count_overlap_twice))
+
+
+@given(st.integers(1, 7), st.lists(st.integers(0, 25), min_size=1, max_size=4), st.booleans())
+def test_ends_of_whole_sequences_equal_brute_force(n, lengths, count_overlap_twice):
+    keys, length = torch.randn(sum(lengths) + 1, G, D), torch.tensor(lengths)
+    start = length.cumsum(0) - length
+    places, rank, is_valid = select_ends(start, length, n)
+    counts = count_ends(rank, is_valid, length, n, count_overlap_twice=count_overlap_twice)
+    means = (keys[places] * counts[..., None, None]).sum(1) / counts.sum(1).clamp(min=1)[:, None, None]
+    for mean, sequence in zip(means, keys.split([*lengths, 1]), strict=False):
+        torch.testing.assert_close(mean, brute_force(sequence, n, count_overlap_twice=count_overlap_twice))
 
 
 @pytest.mark.parametrize("length", [1, 5, 9, 10, 11, 15, 19, 20, 21, 111])

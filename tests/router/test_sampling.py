@@ -21,6 +21,14 @@ def test_noise_belongs_to_the_sample_not_to_its_place():
     assert torch.equal(together[:, :2], noise([5, 9, 7]).uniform(3, 2))
 
 
+def test_layers_that_are_drawn_together_have_their_own_noise():
+    ids = torch.tensor([5, 9, 7])
+    together = RouteNoise(seed=1, step=2, sample_ids=ids, num_layers=4)
+    for layer in (0, 3, 4, 9):
+        for classes in (1, 2):
+            assert torch.equal(together.uniform(layer, 3, classes), noise([5, 9, 7]).uniform(layer, 3, classes))
+
+
 def test_noise_changes_with_every_part_of_its_identity():
     base = noise([5]).uniform(3, 4)
     others = [noise([5], seed=2).uniform(3, 4), noise([5], step=3).uniform(3, 4), noise([5]).uniform(2, 4)]

@@ -18,6 +18,7 @@ from elastic_attention.serving.policy import (
 )
 from elastic_attention.serving.report import report_request
 from elastic_attention.serving.requests import read_route_request
+from elastic_attention.serving.virtual import cut_pieces
 from tiny_models import LAYERS, NEEDED, attach_tiny, elastic_config, make_model, text
 
 CONFIG = elastic_config(make_model())
@@ -52,9 +53,9 @@ def test_a_prompt_in_chunks_decides_once_and_decodes_sparsely():
     first = step(books, {"a": (0, 40)}, new=[("a", 100, {})])
     second = step(books, {"a": (40, 60)})
     third = step(books, {"a": (100, 1)})
-    assert not first.deciding and first.pieces is None
-    assert [row for row, _ in second.deciding] == [0] and second.pieces is None
-    assert not third.deciding and third.pieces.is_sparse.tolist() == [True]
+    assert not first.deciding and not first.has_sparse
+    assert [row for row, _ in second.deciding] == [0] and not second.has_sparse
+    assert not third.deciding and third.has_sparse
 
 
 def test_a_preempted_request_keeps_its_routes_and_is_computed_as_before():
@@ -66,7 +67,8 @@ def test_a_preempted_request_keeps_its_routes_and_is_computed_as_before():
     again = step(books, {"a": (0, 104)}, new=[("a", 100, {})], finished=["b"])
     assert torch.equal(books.routes[books.requests["a"].slot], routes)
     assert not again.deciding  # prompt dense, generated tokens by the routes
-    spans = list(zip(again.pieces.end.tolist(), again.pieces.is_sparse.tolist(), strict=True))
+    pieces = cut_pieces(again.spans, CONFIG.sparse_pattern.block_size)
+    spans = list(zip(pieces.end.tolist(), pieces.is_sparse.tolist(), strict=True))
     assert spans == [(100, False), (104, True)]
 
 
@@ -74,7 +76,8 @@ def test_given_routes_apply_at_once_and_nothing_is_left_behind():
     books = make_books()
     digits = "01" * (LAYERS * HEADS // 2)
     taken = step(books, {"a": (0, 30)}, new=[("a", 30, {"elastic_routes": digits})])
-    assert taken.pieces.is_sparse.all() and books.routes[books.requests["a"].slot, 0].tolist() == [False, True]
+    assert [span.sparse_from for span in taken.spans] == [0]
+    assert books.routes[books.requests["a"].slot, 0].tolist() == [False, True]
     names, counts = books.take_decided()
     assert (names, counts.tolist()) == (["a"], [len(digits) // 2]) and books.take_decided()[0] == []
     books.end_step()
@@ -172,3 +175,11 @@ def test_moves_count_who_comes_and_goes():
     assert books.moves == first
     step(books, {}, preempted=["a"])
     assert books.moves == first + 1
+
+
+def test_requests_without_a_sparse_head_are_dense_from_then_on():
+    books = make_books()
+    assert step(books, {"a": (0, 100), "b": (0, 100)}, new=[("a", 100, {}), ("b", 100, {})]).deciding
+    books.note_counts({"a": 0, "b": 3, "gone": 0})
+    assert step(books, {"a": (100, 1)}).has_sparse is False
+    assert step(books, {"b": (100, 1)}).has_sparse

@@ -58,11 +58,11 @@ def test_a_tokenizer_whose_numbers_mean_something_else(tmp_path, caplog):
     given, recipe = parts(), make_recipe(tmp_path, steps=1)
     teach(given["model"], recipe, given["tokenizer"])
     train(recipe, tmp_path / "run", **given)
-    assert "worse than chance" not in caplog.text
+    assert "mean nothing" not in caplog.text
     weight = given["model"].model.embed_tokens.weight.data
     weight[4:] = weight[4:].roll(7, dims=0)  # to the model, every token is another one now
     train(recipe, tmp_path / "other", **given)
-    assert "is worse than chance at a sample in the tokens of the tokenizer" in caplog.text
+    assert "To the model '' the tokens of the tokenizer '' mean nothing" in caplog.text
 
 
 def test_samples_beyond_the_reach_of_the_model(tmp_path):
@@ -121,8 +121,19 @@ def test_a_category_without_samples_and_prompts_too_short_are_told(tmp_path, cap
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     train(make_recipe(tmp_path, steps=1), tmp_path / "run", **parts())
-    with pytest.raises(CheckpointError, match="is of another model"):
+    with pytest.raises(CheckpointError, match=r"is of another model than tiny: source/.* is \[\d.*there and \[\d.* here"):
         train(make_recipe(tmp_path, steps=1), tmp_path / "run", **parts("qwen2"))
+
+
+def test_an_error_of_the_device_is_no_word_about_the_checkpoint(tmp_path, monkeypatch):
+    train(make_recipe(tmp_path, steps=2), tmp_path / "run", max_seconds=0, **parts())
+
+    def fail(self, state):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Engine, "load", fail)
+    with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
+        train(make_recipe(tmp_path, steps=2), tmp_path / "run", **parts())
 
 
 def test_a_pack_without_room_is_named(tmp_path, monkeypatch):

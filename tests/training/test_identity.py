@@ -20,7 +20,7 @@ def with_data(**changes):
     "other",
     [
         dataclasses.replace(RECIPE, checkpoint_every=7, validate_every=3, validation_samples=9, on_nan="skip"),
-        dataclasses.replace(RECIPE, recompute_layers=True, keep_attention=True),
+        dataclasses.replace(RECIPE, recompute_layers=True, keep_attention=True, whole_layers=2, fast_gradients=True),
         with_data(workers=3, packs=dataclasses.replace(RECIPE.data.packs, cache="elsewhere", files=("moved.jsonl",))),
         dataclasses.replace(RECIPE, temperature=TemperatureConfig(rate=0.9, final_p=3.0)),  # not read by a cosine
     ],

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from tiny_runs import parts
 
+from elastic_attention.errors import UnsupportedModel
 from elastic_attention.models.answers import IGNORED
 from elastic_attention.router import RouteNoise, RouteSampler
 from elastic_attention.training.data.steps import PackedSteps
@@ -19,7 +20,7 @@ from elastic_attention.training.sources import SOURCES
 ROUNDING = 700 * torch.finfo(torch.float32).eps  # a pack has up to 700 tokens, so sums of so many terms
 
 
-def make_recipe(folder, packs=None, **overrides):
+def make_recipe(folder=None, packs=None, **overrides):
     """Packs of more samples than those of the trainer's tests."""
     return tiny_runs.make_recipe(folder, packs={"tokens": 700} | (packs or {}), **overrides)
 
@@ -101,11 +102,38 @@ def test_layers_that_run_again_change_nothing(tmp_path):
     engine, data = open_engine(make_recipe(tmp_path))
     kept = run_step(engine, data[0])
     engine.close()
-    engine, data = open_engine(make_recipe(tmp_path, recompute_layers=True))
-    again = run_step(engine, data[0])
-    assert all(torch.equal(a, b) for a, b in zip(kept[0], again[0], strict=True)) and torch.equal(kept[1], again[1])
+    for options in ({}, {"keep_attention": True}, {"whole_layers": 1}, {"whole_layers": 3}):
+        engine, data = open_engine(make_recipe(tmp_path, recompute_layers=True, **options))
+        running_again = [layer.training for layer in engine.model.model.layers]
+        assert running_again == [True] * (3 - options.get("whole_layers", 0)) + [False] * options.get("whole_layers", 0)
+        again = run_step(engine, data[0])
+        assert all(torch.equal(a, b) for a, b in zip(kept[0], again[0], strict=True)) and torch.equal(kept[1], again[1])
+        engine.close()
+        assert not any(module.training for module in engine.model.modules())
+
+
+def test_whole_layers_that_the_model_does_not_have(tmp_path):
+    with pytest.raises(UnsupportedModel, match="has 3 layers; set whole_layers=4 to no more"):
+        open_engine(make_recipe(tmp_path, recompute_layers=True, whole_layers=4))
+    with pytest.raises(ValueError, match="whole_layers=1 needs recompute_layers = true"):
+        make_recipe(whole_layers=1)
+
+
+def test_adapters_underneath_are_part_of_the_model(tmp_path):
+    peft = pytest.importorskip("peft")
+    given = parts()
+    lora = peft.get_peft_model(given["model"], peft.LoraConfig(target_modules=["q_proj"], r=4, init_lora_weights=False))
+    learnt = [name for name, p in lora.named_parameters() if p.requires_grad]
+    engine, recipe = Engine(make_recipe(tmp_path), lora), make_recipe(tmp_path)
+    data = PackedSteps(recipe.data, given["tokenizer"], seed=recipe.seed, steps=recipe.steps)
+    adapted, _ = run_step(engine, data[0])
     engine.close()
-    assert not any(module.training for module in engine.model.modules())
+    assert learnt == [name for name, p in lora.named_parameters() if p.requires_grad]
+    with lora.disable_adapter():
+        engine = Engine(recipe, lora)
+        plain, _ = run_step(engine, data[0])
+        engine.close()
+    assert any(not torch.equal(a, b) for a, b in zip(adapted, plain, strict=True))
 
 
 def test_lm_loss_is_the_mean_cross_entropy_of_each_answer(tmp_path):

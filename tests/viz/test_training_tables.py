@@ -8,11 +8,15 @@ CELL = {"load": "mixed", "tokens": 65_536, "gpus": 1, "sequence": 1, "way": "our
 def test_throughput_of_each_cell():
     row = CELL | {"is_compiled": False, "tokens_per_second_per_gpu": 7000.4, "peak_bytes": 90 * 2**30}
     row |= {"share_of_peak": 0.451, "share_of_matmul": 0.56, "share_of_peak_with_recomputation": 0.6}
+    fast = row | {"is_compiled": True, "fast_gradients": True, "whole_layers": 10, "layers": 36}
     reference = row | {"way": "reference", "memory": "layers", "gpus": 2, "load": "single"}
-    table = render_training(make_record("training_throughput", {"rows": [reference, row]})).splitlines()
+    table = render_training(make_record("training_throughput", {"rows": [reference, fast, row]})).splitlines()
     assert table[2].startswith("| ours, unfused | samples of ⅛ to 1 × 64K | all but attention | 1 | 1 | 7,000 |")
     assert "90.0 GiB | 45% | 56% | 60% | –" in table[2]
-    assert table[3].startswith("| two attentions, keys repeated | one sample × 64K | all | 2 |")
+    assert table[3].startswith(
+        "| ours, fast gradients | samples of ⅛ to 1 × 64K | all but attention, 26 of 36 layers | 1 |"
+    )
+    assert table[4].startswith("| two attentions, keys repeated | one sample × 64K | all | 2 |")
 
 
 def test_hours_beside_the_paper():

@@ -4,6 +4,7 @@ Shape letters: B batch, T queries, S keys, H query heads, G KV heads, D head dim
 """
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,10 +63,14 @@ def blended_attention(
     if is_fused(chosen):
         from ..kernels.triton.blended import blend_triton
 
-        attend = None
+        kernels: dict[str, Any] = {}
         if chosen == "hopper":
-            from ..kernels.hopper import attend_hopper as attend
-        return blend_triton(q, k, v, route, pattern, factor, spans=spans, attend=attend, is_fast=fast_gradients)
+            from ..kernels.hopper import attend_hidden, attend_hopper
+            from ..kernels.hopper.schedule import TILE
+
+            is_whole = pattern.block_size % TILE == 0
+            kernels = {"attend": attend_hopper, "attend_hidden": attend_hidden if is_whole else None}
+        return blend_triton(q, k, v, route, pattern, factor, spans=spans, is_fast=fast_gradients, **kernels)
     if spans is None:
         return _blend(q, k, v, route, pattern, factor, chosen)
     out = torch.zeros_like(q)
@@ -105,7 +110,10 @@ def _blend_paths(
     wide = torch.promote_types(q.dtype, torch.float32)
     weight = route.repeat_interleave(q.shape[1] // k.shape[1], dim=1).to(wide)
     if spans is not None and spans.is_packed:  # one row of tokens, each with the weight of its sequence
-        weight = weight.repeat_interleave(spans.query_length.long(), dim=0, output_size=q.shape[2]).T[None, ..., None]
+        stops = spans.query_start + spans.query_length
+        rows = torch.arange(q.shape[2], dtype=stops.dtype, device=q.device)
+        sequences = torch.searchsorted(stops, rows, right=True).clamp(max=len(stops) - 1)
+        weight = weight.index_select(0, sequences).T[None, ..., None]
     else:
         weight = weight[..., None, None]
     return torch.lerp(outs[0].to(wide), outs[1].to(wide), weight).to(q.dtype)

@@ -55,13 +55,18 @@ class Batch:
 
 
 def list_batches(plan: EvalPlan, suite: Suite) -> Iterator[Batch]:
-    """All batches in the order of the run; what a batch holds does not depend on what was asked before."""
+    """All batches in the order of the run; what a batch holds does not depend on what was asked before.
+
+    Those of a task and length have the same number of rows, or one less: kernels are compiled for few numbers of rows.
+    """
     for length in plan.lengths:
         rows = min(max(1, plan.batch_tokens // length), MAX_ROWS)
         for task in plan.tasks:
             count = suite.count_samples(task, plan.samples)
-            for first in range(0, count, rows):
-                yield Batch(task=task, length=length, indexes=tuple(range(first, min(first + rows, count))))
+            parts = -(-count // rows)
+            for part in range(parts):
+                indexes = range(count * part // parts, count * (part + 1) // parts)
+                yield Batch(task=task, length=length, indexes=tuple(indexes))
 
 
 def check_lengths(lengths: tuple[int, ...], context: int, model: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -76,15 +77,22 @@ def run_plan(
         build_batches(suite, tokenizer, missing, seed=plan.seed, workers=workers),
         key=lambda built: (built[0].task, built[0].length),
     )
-    for _, group in cells:
-        cell = [(batch, [check_context(entry, context) for entry in built]) for batch, built in group]
-        for method in plan.methods:
-            asked = [built for built in cell if not log.has(method.label, built[0])]
-            if asked:
-                with open_reader(method, model, routers=routers, backend=backend, budget=budget) as reader:
-                    for built in asked:
-                        log.add(list(_answer_batch(method, reader, suite, tokenizer, built[1])))
-                        advance(f"{method.label} {built[0].task} {built[0].length:,}")
+    with contextlib.ExitStack() as attached:
+        asking: Method | None = None
+        for _, group in cells:
+            cell = [(batch, [check_context(entry, context) for entry in built]) for batch, built in group]
+            for method in plan.methods:
+                for batch, built in cell:
+                    if log.has(method.label, batch):
+                        continue
+                    if method != asking:  # attaching takes longer than a small batch
+                        attached.close()
+                        reader = attached.enter_context(
+                            open_reader(method, model, routers=routers, backend=backend, budget=budget)
+                        )
+                        asking = method
+                    log.add(list(_answer_batch(method, reader, suite, tokenizer, built)))
+                    advance(f"{method.label} {batch.task} {batch.length:,}")
     return collect_lines(plan, batches, AnswerLog(output, part))
 
 

@@ -70,9 +70,9 @@ class FullHeads:
         group = q.shape[1] // k.shape[1]
         for b, head, queries, keys in self._list():
             heads = slice(head * group, (head + 1) * group)
-            mine = [x[b : b + 1, heads, queries] for x in (grad, q, out)]
-            read = [x[b : b + 1, head : head + 1, keys] for x in (k, v)]
-            found = _differentiate(mine[0], mine[1], *read, mine[2], lse[b : b + 1, heads, queries], scale)
+            mine = (x[b : b + 1, heads, queries] for x in (grad, q, out, lse))
+            read = (x[b : b + 1, head : head + 1, keys] for x in (k, v))
+            found = _differentiate(*mine, *read, scale=scale)
             results[0][b, heads, queries] = found[0][0]
             for result, gradient in zip(results[1:], found[1:], strict=True):
                 result[b, head, keys] = gradient[0, 0]
@@ -88,9 +88,9 @@ class FullHeads:
 
 
 def _differentiate(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float
+    grad: Tensor, q: Tensor, out: Tensor, lse: Tensor, k: Tensor, v: Tensor, *, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Of one causal sequence: grad, q, out (1, h, n, D), k and v (1, 1, n, D), lse (1, h, n)."""
+    """dq, dk and dv of one causal sequence: grad, q, out (1, h, n, D), lse (1, h, n), k and v (1, 1, n, D)."""
     if q.device.type == "cpu":
         return attend_part_backward(grad, q, k, v, out, lse, PartState(), is_causal=True, scale=scale)
     length = q.shape[2]

@@ -156,6 +156,8 @@ def convert_gguf(gguf: Path, output: Path) -> None:
         model = type(loaded)(config).bfloat16()
         model.load_state_dict(loaded.state_dict())
         model.generation_config = loaded.generation_config
+        # transformers 5.17 takes the GGUF's first chat token for the one that ends an answer.
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(config.eos_token_id)
         tokenizer.init_kwargs.pop("local_files_only", None)
         tokenizer.model_max_length = config.max_position_embeddings
         tokenizer.save_pretrained(output)

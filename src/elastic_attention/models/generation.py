@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..patterns import build_pattern
-from .replay import replay_steps
+from .replay import can_capture, replay_steps
 
 if TYPE_CHECKING:
     from .handle import Handle
@@ -67,7 +67,8 @@ def _generate(handle: "Handle", inputs: Any = None, *args: Any, **kwargs: Any) -
     if handle.prefill_policy == "probe" and past == 0 and not handle.has_given_routes and ids.ndim == 2:
         routes = probe_routes(handle, ids, mask)
     prompt = Prompt(num_columns=num_columns, is_assisted=_is_assisted(handle, kwargs), routes=routes)
-    with tell_prompt(handle, prompt), replay_steps(handle) if handle.replays_steps else contextlib.nullcontext():
+    replays = handle.replays_steps and can_capture(handle.model.device)
+    with tell_prompt(handle, prompt), replay_steps(handle) if replays else contextlib.nullcontext():
         handle.restart_report()
         return generate(inputs, *args, **kwargs)
 

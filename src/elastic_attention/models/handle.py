@@ -27,7 +27,7 @@ from .generation import Prompt, wrap_generate
 from .given_routes import check_given
 from .report import RouteReport
 from .routing import KeyRouter, LayerStep, RouteSource, RoutingRules, plan_layer
-from .tokens import TokenReader, Tokens
+from .tokens import TokenReader
 
 _logger = logging.getLogger(__name__)
 _MARK = "_elastic_handle"
@@ -211,13 +211,8 @@ class Handle:
 
     def note_decoded(self, cache: Any, num_tokens: int) -> None:
         """Enter decode steps into the report that a captured graph ran, `num_tokens` a row."""
-        for index in self.routed_layers:
-            layer = cache.layers[index]
-            tokens = Tokens.decoded([n - num_tokens for n in layer.store.lengths], num_tokens)
-            routes = layer.store.routes
-            step = LayerStep(tokens=tokens, layer=layer, now=routes, after=routes, is_decided=layer.is_decided)
-            self._report.add(index, step)
-        self._report.close_forward(self._element_bytes)
+        layers = {index: cache.layers[index] for index in self.routed_layers}
+        self._report.add_decoded(layers, num_tokens, self._element_bytes)
 
     # Saving ----------------------------------------------------------------------------------------------------
 

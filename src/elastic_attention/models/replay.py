@@ -39,6 +39,11 @@ def replay_steps(handle: "Handle") -> Iterator[None]:
             model.forward = before
 
 
+def can_capture(device: torch.device) -> bool:
+    """Are there CUDA graphs?"""
+    return device.type == "cuda"
+
+
 class _Steps:
     """The forward of a model; it keeps the graph of the step that it captured last."""
 

@@ -10,6 +10,7 @@ from ..sparsity import count_causal_pairs, count_read_pairs, effective_sparsity_
 from ..types import Pattern
 from .cache_layer import ElasticLayer
 from .routing import LayerStep
+from .tokens import Tokens
 
 
 @dataclass(slots=True)
@@ -36,6 +37,15 @@ class RouteReport:
     def add(self, index: int, step: LayerStep) -> None:
         """Note the step of layer `index` in the forward under way."""
         self.steps[index] = step
+
+    def add_decoded(self, layers: dict[int, ElasticLayer], num_tokens: int, element_bytes: int) -> None:
+        """Note and close forwards that a captured graph ran: by layer index, `num_tokens` tokens a row."""
+        for index, layer in layers.items():
+            tokens = Tokens.decoded([n - num_tokens for n in layer.store.lengths], num_tokens)
+            routes = layer.store.routes
+            step = LayerStep(tokens=tokens, layer=layer, now=routes, after=routes, is_decided=layer.is_decided)
+            self.add(index, step)
+        self.close_forward(element_bytes)
 
     def close_forward(self, element_bytes: int) -> None:
         """The forward ended; `element_bytes` is the size of K and V, 2 * D * itemsize.

@@ -26,7 +26,7 @@ class AttentionRouter(nn.Module):
             nn.Linear(c.router_width, 2),
         )
         for module in self.modules():
-            if isinstance(module, nn.Linear):
+            if isinstance(module, nn.Linear) and not module.weight.is_meta:  # there the operation is slow, for nothing
                 nn.init.normal_(module.weight, std=c.init_std)
                 nn.init.zeros_(module.bias)
 

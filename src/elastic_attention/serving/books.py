@@ -15,9 +15,9 @@ from torch import Tensor
 
 from ..config import ElasticConfig
 from ..types import stage
-from .policy import NEVER, RoutePlan, ServingConfig, plan_routes, streaming
+from .policy import DENSE, NEVER, RoutePlan, ServingConfig, plan_routes
 from .requests import read_route_request
-from .virtual import Pieces, Span, cut_pieces
+from .virtual import Span
 
 
 @dataclass(slots=True)
@@ -43,17 +43,19 @@ class StepPlan:
     """What the layers of one forward do.
 
     Attributes:
-        slots: (R,) int64 on the device.
+        names: of the requests, row by row.
+        slots: their rows of the table of routes.
         deciding: (row, request) whose routes are decided in this step.
-        pieces: queries cut for virtual sequences, on the host; None where every query is dense.
+        has_sparse: some query follows routes.
         is_settled: no query follows a route that this very step decides.
         is_decoding: every request has one new token.
         spans: what each request of the step has to do.
     """
 
-    slots: Tensor
+    names: tuple[str, ...]
+    slots: tuple[int, ...]
     deciding: tuple[tuple[int, RoutedRequest], ...]
-    pieces: Pieces | None
+    has_sparse: bool
     is_settled: bool
     is_decoding: bool
     spans: tuple[Span, ...]
@@ -187,7 +189,7 @@ class RouteBooks:
 
     def plan_step(self, names: Sequence[str]) -> StepPlan:
         """The plan of a forward over these requests, in this order; those that decide are decided from then on."""
-        deciding, spans, has_sparse, is_settled = [], [], False, True
+        deciding, spans, slots, has_sparse, is_settled = [], [], [], False, True
         for row, name in enumerate(names):
             request, (before, num_new) = self.requests[name], self._progress[name]
             end = before + num_new
@@ -199,16 +201,27 @@ class RouteBooks:
             sparse_from = request.plan.sparse_from if request.is_decided else NEVER
             spans.append(Span(num_new=num_new, num_tokens=end, sparse_from=sparse_from))
             has_sparse = has_sparse or end > sparse_from
-        slots = torch.tensor([self.requests[name].slot for name in names], dtype=torch.int64)
-        pieces = cut_pieces(spans, streaming(self.config).block_size) if has_sparse else None
+            assert request.slot is not None
+            slots.append(request.slot)
         return StepPlan(
-            slots=stage(slots, self.device),
+            names=tuple(names),
+            slots=tuple(slots),
             deciding=tuple(deciding),
-            pieces=pieces,
+            has_sparse=has_sparse,
             is_settled=is_settled,
             is_decoding=all(span.num_new == 1 for span in spans),
             spans=tuple(spans),
         )
+
+    def note_counts(self, num_sparse: Mapping[str, int]) -> None:
+        """Requests that were decided to have no sparse head are dense from now on, and cost what a dense one costs.
+
+        Args:
+            num_sparse: sparse (layer, KV head) pairs of all ranks, by request.
+        """
+        for name, number in num_sparse.items():
+            if not number and name in self.requests:
+                self.requests[name].plan = DENSE
 
     def take_decided(self) -> tuple[list[str], Tensor]:
         """Requests that were decided since the last call, and their sparse (layer, KV head) pairs, (n,) int32."""

@@ -1,7 +1,6 @@
 """What is looked at before the first step of a run: where it writes, its model, and whether the samples fit."""
 
 import logging
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,10 +16,11 @@ from .data.batch import PackedBatch
 from .data.corpus import Corpus
 from .data.steps import PackedSteps
 from .engine import Engine
+from .familiarity import is_familiar
 from .recipe import Recipe
 
 _logger = logging.getLogger(__name__)
-_READ_TOKENS = 512  # of a sample, to see whether the model knows its tokens
+_READ_SAMPLES = 4  # to see whether the model knows its tokens
 
 
 def check_output(folder: Path) -> None:
@@ -60,7 +60,7 @@ def check_tokenizer(engine: Engine, tokenizer: Any, corpus: Corpus) -> None:
     """Notice a tokenizer whose tokens fit the model by number but mean something else to it.
 
     An answer ends with the tokenizer's end token, so it must be one that the model ends with. Beyond that, a model
-    that is worse than chance at a sample was not trained with this tokenizer, or not at all: a warning.
+    should be better at text than at its tokens in random order; a warning says if it is not.
 
     Raises:
         RecipeError: the model ends with other tokens; names them.
@@ -71,17 +71,15 @@ def check_tokenizer(engine: Engine, tokenizer: Any, corpus: Corpus) -> None:
     names = f"the tokenizer {tokenizer.name_or_path!r}", f"the model {model.config._name_or_path!r}"
     if end is not None and ends and end not in ends:
         raise RecipeError(
-            f"{names[0]} ends answers with the token {end} ({tokenizer.eos_token!r}), {names[1]} with {sorted(ends)}; use "
-            "the model's own tokenizer, or add the token to model.generation_config.eos_token_id."
+            f"{names[0]} ends answers with the token {end} ({tokenizer.eos_token!r}), {names[1]} with {sorted(ends)}; "
+            "use the model's own tokenizer, or add the token to model.generation_config.eos_token_id."
         )
-    tokens = corpus.sample(int(corpus.fitting.kept[0]), 0.0).tokens[:_READ_TOKENS]
-    loss = engine.measure_text(torch.from_numpy(tokens.astype("int64")))
-    chance = math.log(model.get_input_embeddings().weight.shape[0])
-    if loss > chance:
+    samples = (corpus.sample(int(number), 0.0).tokens for number in corpus.first_of_tasks(1)[:_READ_SAMPLES])
+    if not is_familiar(engine.measure_text, (torch.from_numpy(tokens.astype("int64")) for tokens in samples)):
         _logger.warning(
-            "%s is worse than chance at a sample in the tokens of %s (loss %.1f, chance %.1f): the tokenizer is of another "
-            "model, or the weights are random.",
-            *(names[1], names[0], loss, chance),
+            "To %s the tokens of %s mean nothing: it is no better at the samples than at their tokens in random order. "
+            "The tokenizer is of another model, or the weights are random.",
+            *(names[1], names[0]),
         )
 
 

@@ -23,6 +23,7 @@ from ..models.families import describe_model, unwrap_model
 from ..models.fused_layers import fuse_layers
 from ..models.output_layer import find_output_layer
 from ..models.recompute import recompute_layers
+from ..models.routing import RouteSource
 from ..router import RouteNoise, RouteSampler
 from ..sparsity import model_sparsity_ratio
 from ..types import ForwardRecord
@@ -83,8 +84,7 @@ class Engine:
             if recipe.fuse_layers:  # first, for it refuses all models that the other does, and changes nothing then
                 fuse_layers(model, True)
             if recipe.recompute_layers:
-                kept = {"keeps_attention": recipe.keep_attention, "num_whole": recipe.whole_layers}
-                recompute_layers(model, True, **kept)
+                recompute_layers(model, True, keeps_attention=recipe.keep_attention, num_whole=recipe.whole_layers)
         except BaseException:  # nobody can close what was never there
             self._give_back()
             raise
@@ -109,13 +109,12 @@ class Engine:
         return self._output
 
     @torch.no_grad()
-    def measure_text(self, tokens: Tensor) -> float:
-        """Mean loss of the base model on tokens (n,) as plain text, nothing compiled for it."""
+    def measure_text(self, tokens: Tensor) -> Tensor:
+        """Losses of the base model on tokens (n,) as plain text, of each but the first; nothing is compiled for it."""
         with self.handle.disabled(), torch.compiler.set_stance("force_eager"):
             hidden = self.model.base_model(input_ids=tokens[None].to(self.device), use_cache=False).last_hidden_state[0]
         weight, scale = self.output_layer()
-        losses, _ = score_tokens(hidden[:-1] * scale, weight, tokens[1:].to(self.device))
-        return float(losses.mean())
+        return score_tokens(hidden[:-1] * scale, weight, tokens[1:].to(self.device))[0]
 
     @contextmanager
     def all_full(self) -> Iterator[None]:
@@ -220,6 +219,12 @@ class Engine:
         return f"loss {loss}, gradient norm {norm}{samples}"
 
     # Held-out samples --------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def run_with(self, source: RouteSource, batch: PackedBatch) -> None:
+        """A forward of a pack under the routes of `source`, for what `source` sees."""
+        with self.handle.routed_by(source, is_sampling=False, prompt_lengths=batch.prompt_lengths):
+            self.hidden_states(batch)
 
     @torch.no_grad()
     def measure(self, batch: PackedBatch) -> dict[str, Tensor]:

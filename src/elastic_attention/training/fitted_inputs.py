@@ -27,9 +27,7 @@ def fit_inputs(engine: Engine, steps: PackedSteps) -> None:
 
     for packs in islice(stream_steps(steps, 0), _STEPS):
         for pack in packs:
-            batch = pack.to(engine.device)
-            with engine.handle.routed_by(look, is_sampling=False, prompt_lengths=batch.prompt_lengths):
-                engine.hidden_states(batch)
+            engine.run_with(look, pack.to(engine.device))
     read = torch.stack([torch.cat(found[index]) for index in source.layers])  # (L, S, G, D)
     flat = read.flatten(1, 2)
     source.scaling.fit(engine.count(read.shape[1]), engine.total(read.sum(1)), engine.total(flat.mT @ flat))

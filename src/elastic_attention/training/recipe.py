@@ -221,13 +221,12 @@ class Recipe:
         ):
             if value not in known:
                 raise ValueError(f"{name}={value!r} is unknown; use one of {list(known)}.")
-        for name, least in (
-            ("steps", 1), ("checkpoint_every", 0), ("validate_every", 0), ("validation_samples", 0), ("whole_layers", 0),
-        ):  # fmt: skip
+        counts = ("checkpoint_every", "validate_every", "validation_samples", "whole_layers")
+        for name, least in (("steps", 1), *((name, 0) for name in counts)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least {least}.")
         if self.whole_layers and not self.recompute_layers:
-            raise ValueError(f"whole_layers={self.whole_layers} are those that recompute_layers = true leaves out; set it.")
+            raise ValueError(f"whole_layers={self.whole_layers} needs recompute_layers = true, which leaves them out.")
         if not -(2**63) <= self.seed < 2**64:
             raise ValueError(f"seed={self.seed} has more than 64 bits; take a smaller one.")
         if self.validate_every and not self.data.packs.has_heldout:

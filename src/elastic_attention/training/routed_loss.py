@@ -83,12 +83,16 @@ class RoutedLoss(nn.Module):
 class PackStream(IterableDataset[dict[str, Any]]):
     """The packs of all steps in their order, as arguments of `RoutedLoss.forward`; a batch is one pack.
 
+    Args:
+        steps: of the run.
+        first_step: where to begin, for a loop that goes on; the Trainer of transformers passes over steps by itself.
+
     Raises:
         RecipeError: on reading, several workers of a loader share it; each of them would read all packs.
     """
 
-    def __init__(self, steps: PackedSteps) -> None:
-        self.steps = steps
+    def __init__(self, steps: PackedSteps, *, first_step: int = 0) -> None:
+        self.steps, self.first_step = steps, first_step
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = get_worker_info()
@@ -97,7 +101,7 @@ class PackStream(IterableDataset[dict[str, Any]]):
                 f"{worker.num_workers} workers would each read all packs; set dataloader_num_workers (or num_workers) "
                 "to 0 or 1."
             )
-        for step in range(len(self.steps)):
+        for step in range(self.first_step, len(self.steps)):
             for pack in self.steps[step]:
                 yield {"pack": pack, "step": step}
 

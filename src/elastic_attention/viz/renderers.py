@@ -28,7 +28,7 @@ Row = dict[str, Any]
 # A kind that the dense model does not master cannot show what sparsity loses.
 MASTERED_SCORE = 0.5
 
-METHODS = ("dense", "all_sparse", "routed", "static", "random")
+METHODS = ("dense", "all_sparse", "routed", "static", "prulong", "duo_attention", "retrieval_heads", "random")
 
 
 def render_demo(record: Record) -> str:
@@ -66,14 +66,15 @@ def render_demo(record: Record) -> str:
 
 def render_quality(record: Record) -> str:
     """Score by kind and method; kinds that the dense model does not master stand in a table of their own."""
+    rows = [_pick_methods(row) for row in list_rows(record, "by_kind")]
+    asked = [name for name in METHODS if any(row[name] is not None for row in rows)]
     columns = (
         Column(key="kind", heading="Kind", format=format_text),
         Column(key="category", heading="Category", format=_format_text_or_blank),
         Column(key="n", heading="n", format=_format_count_or_blank),
-        *(Column(key=name, heading=name.replace("_", " ").capitalize(), format=_format_score) for name in METHODS),
+        *(Column(key=name, heading=name.replace("_", " ").capitalize(), format=_format_score) for name in asked),
         Column(key="msr", heading="MSR routed", format=format_ratio),
     )
-    rows = [_pick_methods(row) for row in list_rows(record, "by_kind")]
     mastered = [row for row in rows if (to_number(row["dense"]) or 0.0) >= MASTERED_SCORE]
     others = [row for row in rows if (to_number(row["dense"]) or 0.0) < MASTERED_SCORE]
     parts = [render_markdown(columns, [*mastered, *_average_kinds(mastered)])]

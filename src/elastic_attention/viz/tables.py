@@ -9,6 +9,7 @@ from typing import Any
 from ..errors import ElasticAttentionError
 from ..records import read_record, write_file
 from .eval_tables import render_eval_methods, render_eval_tasks
+from .gain_tables import render_gains
 from .markdown import render_caption
 from .paper_tables import render_checks, render_verdicts
 from .recipe_tables import render_recipe_gains, render_recipe_runs, render_recipes
@@ -52,6 +53,7 @@ TABLES = {
     "demo": TableSource(record="demo.json", render=render_demo),
     "quality": TableSource(record="quality.json", render=render_quality),
     "frontier": TableSource(record="quality.json", render=render_frontier),
+    "gains": TableSource(record="quality.json", render=render_gains),
     "bench_cpu": TableSource(record="bench_cpu.json", render=render_bench_cpu),
     "overhead": TableSource(record="overhead.json", render=render_overhead),
     "memory": TableSource(record="overhead.json", render=render_memory),

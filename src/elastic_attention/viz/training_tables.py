@@ -1,5 +1,6 @@
 """Tables of training speed, from records of the training benchmark."""
 
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ Row = dict[str, Any]
 
 _WAYS = {"ours": "ours", "reference": "two attentions, keys repeated"}
 _LOADS = {"mixed": "samples of ⅛ to 1", "single": "one sample"}
+_CELL = ("way", "memory", "whole_layers", "is_compiled", "fast_gradients", "gpus", "sequence")
 _AGAIN = {"layers": "all", "attention": "all but attention", "all": "nothing"}
 
 
@@ -30,15 +32,16 @@ def render_training(record: Record) -> str:
         Column(key="share_of_peak_with_recomputation", heading="With what runs again", format=format_percent),
         Column(key="scaling_efficiency", heading="Scaling from 1 GPU", format=format_ratio),
     )
-    rows = sorted(list_rows(record), key=lambda row: (row["load"], row["gpus"], row["sequence"], row["way"]))
+    order = operator.itemgetter("load", "gpus", "sequence", "way", "fast_gradients", "whole_layers")
+    rows = sorted(map(_complete, list_rows(record)), key=order)
     return render_markdown(columns, [_name(row) for row in rows])
 
 
 def render_training_hours(record: Record) -> str:
     """Hours for the paper's run at the measured rate of each cell, by packs of a step; the paper's own in the end."""
     rows: dict[tuple[Any, ...], Row] = {}
-    for row in list_rows(record, "hours"):
-        cell = tuple(row[key] for key in ("way", "memory", "is_compiled", "gpus", "sequence"))
+    for row in map(_complete, list_rows(record, "hours")):
+        cell = tuple(row[key] for key in _CELL)
         packs = row["packs_per_step"]
         rows.setdefault(cell, _name(row)).update(
             {f"gpu_hours_{packs}": row["gpu_hours"], f"hours_{packs}": row["hours_on_8_gpus_at_this_rate"]}
@@ -60,9 +63,18 @@ def render_training_hours(record: Record) -> str:
     return render_markdown(columns, ordered)
 
 
+def _complete(row: Row) -> Row:
+    return {"fast_gradients": False, "whole_layers": 0} | row  # cells of older records have neither
+
+
 def _name(row: Row) -> Row:
-    fused = ", unfused" if row["way"] == "ours" and not row["is_compiled"] else ""
-    named = {"way": _WAYS[row["way"]] + fused, "again": _AGAIN[row["memory"]]}
+    marks = (", unfused" if row["way"] == "ours" and not row["is_compiled"] else "") + (
+        ", fast gradients" if row["fast_gradients"] else ""
+    )
+    again = _AGAIN[row["memory"]]
+    if row["whole_layers"]:
+        again += f", {row['layers'] - row['whole_layers']} of {row['layers']} layers"
+    named = {"way": _WAYS[row["way"]] + marks, "again": again}
     return row | named | {"load": f"{_LOADS[row['load']]} × {row['tokens'] // 1024}K"}
 
 

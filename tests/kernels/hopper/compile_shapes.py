@@ -68,13 +68,13 @@ def compile_shape(shape: Shape, dtype: str) -> dict[str, object]:
 
 
 def list_shapes() -> list[tuple[Shape, str]]:
-    """Plain, everything at once, and what lies between; everything for the other width and type as well."""
-    names = ("has_edges", "is_ragged", "is_packed", "has_lists", "has_dense_rows")
+    """Plain, everything at once, what lies between and hidden keys; everything for the other width and type as well."""
+    names = ("has_edges", "is_ragged", "is_packed", "has_lists", "has_dense_rows", "is_hidden")
     plain = dict.fromkeys(names, False)
-    everything = dict.fromkeys(names, True)
+    everything = dict.fromkeys(names, True) | {"is_hidden": False}
     packed = plain | {"is_ragged": True, "is_packed": True, "has_lists": True}
     shapes = [(128, "bf16", kind) for kind in (plain, plain | {"has_edges": True}, packed, everything)]
-    shapes += [(64, "fp16", everything)]
+    shapes += [(64, "fp16", everything), (128, "bf16", plain | {"is_ragged": True, "is_hidden": True})]
     return [
         (Shape(head_dim=width, key_stages=2, value_stages=2, sorted_heads=32, **kind), dtype)
         for width, dtype, kind in shapes

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from elastic_attention.config import StreamingConfig
 from elastic_attention.kernels.block_lists import count_rows, find_first_blocks, pack_mask
-from elastic_attention.kernels.hopper import attend_hopper, explain_machine, explain_tensors
+from elastic_attention.kernels.hopper import attend_hidden, attend_hopper, explain_machine, explain_tensors
 from elastic_attention.kernels.modes import FULL, LISTS, STREAMING, TRIANGLE
 from elastic_attention.kernels.spans import Spans
 from elastic_attention.patterns.streaming import StreamingPattern
@@ -17,6 +17,7 @@ from elastic_attention.patterns.streaming import StreamingPattern
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] != 9, reason="needs a Hopper GPU"
 )
+HIDDEN = -1  # in the place of a mode: what STREAMING leaves out
 NARROW = StreamingConfig(num_sink_tokens=128, local_window=256, block_size=128)
 
 
@@ -78,10 +79,10 @@ def attend_masked(
                 seen = list_mask[sequence, head][blocks][:, key[0] // 128] | dense
             else:
                 seen = StreamingPattern(config).is_visible(query, key)
-                seen = seen | dense if mode == TRIANGLE else seen
+                seen = ~seen if mode == HIDDEN else seen | dense if mode == TRIANGLE else seen
             scores = q[element, head, queries].double() @ k[element, head // group, keys].double().T
             scores = (scores * q.shape[3] ** -0.5).masked_fill(~(seen & (key <= query)), float("-inf"))
-            out[element, head, queries] = scores.softmax(-1) @ v[element, head // group, keys].double()
+            out[element, head, queries] = scores.softmax(-1).nan_to_num() @ v[element, head // group, keys].double()
             lse[element, head, queries] = scores.logsumexp(-1)
     return out, lse
 
@@ -118,12 +119,14 @@ def check(
     for _ in range(2):  # the second launch finds the counter that the first one left
         garbage = torch.full((1 << 24,), float("nan"), device="cuda")
         del garbage  # its memory is what the next outputs start from
-        out, lse = attend_hopper(
-            q, k, v, modes, config, q.shape[3] ** -0.5, spans=spans, lists=lists, dense_rows=dense_rows
-        )
+        given = config, q.shape[3] ** -0.5
+        if (modes == HIDDEN).all():
+            out, lse = attend_hidden(q, k, v, *given, spans=spans)
+        else:
+            out, lse = attend_hopper(q, k, v, modes, *given, spans=spans, lists=lists, dense_rows=dense_rows)
         # Weights and outputs are rounded to the inputs' type: relative error about its epsilon.
-        error = (out.double() - expected).norm() / expected.norm()
-        assert error < 2 * torch.finfo(q.dtype).eps
+        error = (out.double() - expected).norm()
+        assert error <= 2 * torch.finfo(q.dtype).eps * expected.norm()
         assert torch.isfinite(out).all()
         is_real = torch.isfinite(expected_lse)
         assert ((lse.double() - expected_lse).abs() < 1e-4 + 1e-6 * expected_lse.abs())[is_real].all()
@@ -210,6 +213,25 @@ def test_gaps_between_packed_sequences() -> None:
         max_query_length=290,
     )
     check(draw(1, 1200, 4), draw(1, 1300, 2), draw(1, 1300, 2), alternate(3, 2), spans=spans)
+
+
+@pytest.mark.parametrize("width", [64, 128])
+@pytest.mark.parametrize("layout", ["whole", "last queries", "short", "padded", "packed"])
+def test_hidden_keys(layout: str, width: int) -> None:
+    rows = {"whole": (1500, 1500), "last queries": (130, 1300), "short": (300, 300)}.get(layout, (1200, 1300))
+    batch, sequences, spans = (1, 4, pack()) if layout == "packed" else (2, 2, None)
+    if layout == "padded":
+        names = ("query_start", "query_length", "key_start", "key_length")
+        places = numbers(0, 1100), numbers(1200, 100), numbers(0, 400), numbers(1300, 900)
+        spans = Spans(**dict(zip(names, places, strict=True)), is_packed=False, max_query_length=1200)
+    q, k, v = draw(batch, rows[0], 4, width), draw(batch, rows[1], 2, width), draw(batch, rows[1], 2, width)
+    check(q, k, v, torch.full((sequences, 2), HIDDEN, device="cuda"), spans=spans)
+
+
+def test_hidden_keys_need_whole_blocks() -> None:
+    x = draw(1, 300, 2)
+    with pytest.raises(ValueError, match="block_size is 64"):
+        attend_hidden(x, x, x, StreamingConfig(num_sink_tokens=64, local_window=128, block_size=64), 0.1)
 
 
 def choose_blocks(q: Tensor, k: Tensor, sequences: int, spans: Spans | None, dense_rows: Tensor | None) -> Tensor:

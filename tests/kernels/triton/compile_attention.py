@@ -8,7 +8,6 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from elastic_attention import StreamingConfig
-from elastic_attention.kernels.arguments import make_outputs
 from elastic_attention.kernels.block_lists import BlockLists
 from elastic_attention.kernels.spans import Spans
 from elastic_attention.kernels.triton import backward, blended, block_gradients, mixing, prefill, shapes
@@ -57,7 +56,8 @@ def go(width, *, dtype=torch.bfloat16, block=128, group=4, layout="whole", with_
         shape = shapes.choose_shape(q, is_blended=True)
         _, paths = blended.launch_blend(q, k, v, route, config, scale, given, shape, shapes.takes_descriptors(q))
         backward.differentiate(q, q, k, v, route, paths, config, scale, given)
-        mixing.mix_paths(q, q, route, k.shape[2], given)
+        for is_parted in (False, True):
+            mixing.mix_paths(route, paths, k.shape[2], given, is_parted=is_parted)
 
 
 if __name__ == "__main__":

@@ -4,14 +4,16 @@ import pytest
 import torch
 
 from elastic_attention import StreamingConfig
+from elastic_attention.kernels.arguments import make_outputs
 from elastic_attention.kernels.reference import blend_reference
-from elastic_attention.kernels.spans import Spans
+from elastic_attention.kernels.spans import Spans, list_spans
 from elastic_attention.kernels.triton.backward import launch_gradients
 from elastic_attention.kernels.triton.blended import blend_triton, launch_blend
 from elastic_attention.kernels.triton.mixing import attend_paths, mix_paths
 from elastic_attention.kernels.triton.prefill import attend_triton
 from elastic_attention.kernels.triton.shapes import TileShape
 from elastic_attention.patterns import build_pattern
+from elastic_attention.patterns.streaming import StreamingPattern
 from oracles import assert_as_exact, attend_naively
 
 pytestmark = pytest.mark.usefixtures("poisoned")
@@ -143,6 +145,32 @@ def test_paths_of_very_different_weight(device):
         torch.testing.assert_close(result.double(), truth, rtol=1e-4, atol=1e-4 * truth.abs().max().item())
 
 
+def attend_hidden(q, k, v, config, scale, spans=None):
+    """Attention to the keys that streaming heads do not read; rows of which it hides none: 0 and -inf."""
+    out, lse = make_outputs(q)
+    out.zero_()
+    lse.fill_(float("-inf"))
+    group = q.shape[1] // k.shape[1]
+    for _, b, queries, keys in list_spans(spans, q, k):
+        key = torch.arange(keys.stop - keys.start, device=q.device)
+        query = key[len(key) - (queries.stop - queries.start) :, None]
+        seen = StreamingPattern(config).is_visible(query, key)
+        for head in range(q.shape[1]):
+            scores = q[b, head, queries] @ k[b, head // group, keys].T * scale
+            scores = scores.masked_fill(seen | (key > query), float("-inf"))
+            out[b, head, queries] = scores.softmax(-1).nan_to_num() @ v[b, head // group, keys]
+            lse[b, head, queries] = scores.logsumexp(-1)
+    return out, lse
+
+
+def test_the_full_path_from_the_sparse_one_and_the_rest(device):
+    q, k, v, route, grad = inputs = make_inputs(device, batch=2, num_q_heads=4, num_queries=70, num_keys=90)
+    leaves = [x.requires_grad_() for x in (q, k, v, route)]
+    out = blend_triton(*leaves, SMALL, 0.25, attend=attend_triton, attend_hidden=attend_hidden)
+    results = out.detach(), *torch.autograd.grad(out, leaves, grad)
+    check(results, [x.detach() for x in inputs], SMALL)
+
+
 @pytest.mark.parametrize("is_packed", [False, True])
 def test_ragged_batches(device, is_packed):
     """Gradients of each sequence are those it has alone; rows of no sequence have none, whatever memory holds there."""
@@ -163,9 +191,10 @@ def test_ragged_batches(device, is_packed):
     names = "query_start", "query_length", "key_start", "key_length"
     spans = Spans(**dict(zip(names, fields, strict=True)), is_packed=is_packed, max_query_length=40)
     out, dq, dk, dv, d_route = run((q, k, v, route, grad), SMALL, (16, 16), spans=spans, use_descriptors=True)
-    paths = attend_paths(q, k, v, route, SMALL, 0.25, spans, attend_triton)
-    mixed = mix_paths(paths.sparse, paths.full, route, k.shape[2], spans)
-    torch.testing.assert_close(mixed, out, rtol=1e-5, atol=1e-5)
+    for attend_rest in (None, attend_hidden):
+        paths, mixed = attend_paths(q, k, v, route, SMALL, 0.25, spans, attend_triton, attend_rest)
+        torch.testing.assert_close(mixed, out, rtol=1e-5, atol=1e-5)
+        assert torch.equal(mix_paths(route, paths, k.shape[2], spans), mixed)
     for i, (rows, columns) in enumerate(places):
         alone = q[rows][None], k[columns][None], v[columns][None], route[i : i + 1], grad[rows][None]
         results = out[rows][None], dq[rows][None], dk[columns][None], dv[columns][None], d_route[i : i + 1]

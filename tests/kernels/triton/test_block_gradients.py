@@ -70,3 +70,27 @@ def test_blends_of_every_pair_are_differentiable(device, pattern, full):
         out = blended_attention(*leaves, pattern=pattern, full_pattern=full, backend=backend, **given)
         results.append((out.detach(), *torch.autograd.grad(out, leaves, grad)))
     assert_close(*results)
+
+
+@pytest.mark.parametrize("pattern", [LISTED, TRIANGLE])
+def test_packed_blends_with_gaps_are_those_of_each_sequence(device, pattern):
+    places, rows = [(2, 70), (75, 1), (90, 64)], 160
+    q, k, v, grad = make(device, 1, rows, rows)
+    route = torch.rand(3, 2, device=device)
+    start, length = (torch.tensor(x, dtype=torch.int32, device=device) for x in zip(*places, strict=True))
+    columns = dict(query_start=start, query_length=length, key_start=start, key_length=length)
+    spans = Spans(**columns, is_packed=True, max_query_length=70)
+
+    def blend(*inputs, **given):
+        leaves = [x.clone().requires_grad_() for x in inputs[:4]]
+        out = blended_attention(*leaves, pattern=pattern, backend="triton", **given)
+        return out.detach(), *torch.autograd.grad(out, leaves, inputs[4])
+
+    results = blend(q, k, v, route, grad, spans=spans)
+    for i, (first, count) in enumerate(places):
+        part = slice(first, first + count)
+        alone = blend(*(x[:, :, part] for x in (q, k, v)), route[i : i + 1], grad[:, :, part])
+        assert_close((*(x[:, :, part] for x in results[:4]), results[4][i : i + 1]), alone)
+        for x in results[:4]:
+            x[:, :, part] = 0
+    assert all(bool((x == 0).all()) for x in results[:4])

@@ -34,7 +34,9 @@ def anywhere(monkeypatch):
 @pytest.mark.parametrize("attend", [None, attend_triton])
 def test_gradients_are_the_same(lengths, attend, monkeypatch):
     calls, differentiate = [], full_gradients._differentiate
-    monkeypatch.setattr(full_gradients, "_differentiate", lambda *args: calls.append(args) or differentiate(*args))
+    monkeypatch.setattr(
+        full_gradients, "_differentiate", lambda *args, **kwargs: calls.append(args) or differentiate(*args, **kwargs)
+    )
     batch, tokens = (2, 70) if lengths is None else (1, sum(lengths))
     spans = None if lengths is None else pack(lengths, "cpu")
     route = torch.tensor([[0.0, 1.0], [0.0, 0.0], [0.25, 0.0]])[: batch if lengths is None else 3]

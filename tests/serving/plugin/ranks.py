@@ -1,9 +1,10 @@
-"""An engine of two ranks. Run as a program it asks one in processes of its own: python ranks.py LENGTHS NEW OPTIONS."""
+"""An engine of two ranks, asked in processes of their own: python ranks.py LENGTHS NEW OPTIONS FILE."""
 
 import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 
@@ -14,15 +15,17 @@ def ask_ranks(served, lengths, new, **options):
     settings = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_ALLOW_INSECURE_SERIALIZATION": "1"}
     folder = Path(__file__).parent
     settings["PYTHONPATH"] = os.pathsep.join([str(folder), str(folder.parents[1]), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, __file__, json.dumps(lengths), str(new), json.dumps(own | options)],
-        env=os.environ | settings,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    with tempfile.TemporaryDirectory() as name:
+        answer = Path(name, "answer.json")
+        done = subprocess.run(
+            [sys.executable, __file__, json.dumps(lengths), str(new), json.dumps(own | options), str(answer)],
+            env=os.environ | settings,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return json.loads(answer.read_text())
 
 
 def join_ranks(ranks):
@@ -40,4 +43,4 @@ if __name__ == "__main__":
     prompts = make_prompts(json.loads(sys.argv[1]))
     engine = LLM(skip_tokenizer_init=True, seed=0, **json.loads(sys.argv[3]))
     results = run_engine(engine, prompts, make_params(int(sys.argv[2])))
-    print(json.dumps([results, read_routes(engine, len(prompts))]), flush=True)
+    Path(sys.argv[4]).write_text(json.dumps([results, read_routes(engine, len(prompts))]))

@@ -6,6 +6,7 @@ from torch import Tensor
 from ...config import StreamingConfig
 from ..arguments import is_describable
 from ..block_lists import BlockLists
+from ..modes import STREAMING
 from ..spans import Spans
 from .schedule import TILE
 
@@ -49,6 +50,32 @@ def attend_hopper(
     from .prefill import launch
 
     return launch(q, k, v, modes, config, scale, spans, lists, dense_rows)
+
+
+def attend_hidden(
+    q: Tensor, k: Tensor, v: Tensor, config: StreamingConfig, scale: float, *, spans: Spans | None = None
+) -> tuple[Tensor, Tensor]:
+    """Attention of all heads to the keys that STREAMING hides from them, those between sink and window.
+
+    With the softmax states of the streaming heads it makes full attention, for the price of the keys in between.
+
+    Args:
+        config: blocks of a multiple of `TILE` tokens.
+        q, k, v, scale, spans: as in `attend_hopper`.
+
+    Returns:
+        As `attend_hopper`; rows of which nothing is hidden: 0 and -inf.
+
+    Raises:
+        ValueError: `scale` is not positive, or the blocks do not fit.
+    """
+    from .prefill import launch
+
+    if config.block_size % TILE:
+        raise ValueError(f"block_size is {config.block_size}, hidden keys need a multiple of {TILE}; attend to all.")
+    shape = len(q) if spans is None else len(spans.query_start), k.shape[1]
+    modes = torch.full(shape, STREAMING, dtype=torch.uint8, device=q.device)
+    return launch(q, k, v, modes, config, scale, spans, None, None, is_hidden=True)
 
 
 def explain_machine(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:

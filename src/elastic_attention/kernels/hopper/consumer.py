@@ -45,7 +45,7 @@ def consume(launched, SHAPE: gl.constexpr, WHO: gl.constexpr):
     while steps > 0:
         slot = item & 1
         state = State(gl.zeros([HALF, D], gl.float32, ACC), total, highest, weights, used)
-        if SHAPE.is_ragged:
+        if SHAPE.is_ragged and not SHAPE.is_hidden:
             keys = read_field(records, slot, LAST_KEYS)
             if keys < ROWS:
                 mbarrier.wait(barriers.v_full.index(used % VS), (used // VS) & 1)
@@ -68,7 +68,6 @@ def consume(launched, SHAPE: gl.constexpr, WHO: gl.constexpr):
                     is_listed = gl.where(name == read_field(records, slot, TILE) - step, 1, 0)
                     left -= is_listed
                 state = advance(state, launched, slot, step, is_listed, SHAPE, WHO, True)
-        mbarrier.arrive(barriers.q_free.index(slot), count=1)
 
         # The last values of this item together with the first scores of the next one.
         item += 1

@@ -49,6 +49,7 @@ class Shape:
     is_packed: bool
     has_lists: bool
     has_dense_rows: bool
+    is_hidden: bool  # reads nothing but the key tiles between sink and window
     sorted_heads: int  # power of two that holds all KV heads of all sequences, if they are sorted by mode; else 0
 
 
@@ -72,12 +73,11 @@ class Buffers(NamedTuple):
 
 
 class Barriers(NamedTuple):
-    """x_full says that x has arrived, x_free that its readers are done."""
+    """x_full says that x has arrived, x_free that its readers are done; the queries are freed with their item."""
 
     item_full: Any
     item_free: Any
     q_full: Any
-    q_free: Any
     k_full: Any
     k_free: Any
     v_full: Any
@@ -138,23 +138,21 @@ def allocate(descs, SHAPE: gl.constexpr):
     v_s = gl.allocate_shared_memory(descs.q.dtype, [VS, 1, 1, ROWS, D], descs.v.layout)
     o_s = gl.allocate_shared_memory(descs.q.dtype, [2, 1, 1, HALF, D], descs.out.layout)
     records = gl.allocate_shared_memory(gl.int32, [2 * FIELDS, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
-    item_full, item_free = allocate_barriers(2, 3)  # read by the producer too
-    q_full, q_free = allocate_barriers(2, 2)
-    k_full, k_free = allocate_barriers(KS, 2)
-    v_full, v_free = allocate_barriers(VS, 2)
-    barriers = Barriers(item_full, item_free, q_full, q_free, k_full, k_free, v_full, v_free)
+    item_full, item_free = allocate_barriers(2, 1), allocate_barriers(2, 3)  # read by the producer too
+    q_full = allocate_barriers(2, 1)
+    k_full, k_free = allocate_barriers(KS, 1), allocate_barriers(KS, 2)
+    v_full, v_free = allocate_barriers(VS, 1), allocate_barriers(VS, 2)
+    barriers = Barriers(item_full, item_free, q_full, k_full, k_free, v_full, v_free)
     return Buffers(q_s, k_s, v_s, o_s, records), barriers
 
 
 @gluon.jit
-def allocate_barriers(COUNT: gl.constexpr, READERS: gl.constexpr):
-    """COUNT barriers that READERS arrivals complete."""
-    full = gl.allocate_shared_memory(gl.int64, [COUNT, 1], mbarrier.MBarrierLayout())
-    free = gl.allocate_shared_memory(gl.int64, [COUNT, 1], mbarrier.MBarrierLayout())
+def allocate_barriers(COUNT: gl.constexpr, ARRIVALS: gl.constexpr):
+    """COUNT barriers that ARRIVALS arrivals complete."""
+    barriers = gl.allocate_shared_memory(gl.int64, [COUNT, 1], mbarrier.MBarrierLayout())
     for i in gl.static_range(COUNT):
-        mbarrier.init(full.index(i), count=1)
-        mbarrier.init(free.index(i), count=READERS)
-    return full, free
+        mbarrier.init(barriers.index(i), count=ARRIVALS)
+    return barriers
 
 
 @gluon.jit

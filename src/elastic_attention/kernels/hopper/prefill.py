@@ -1,7 +1,6 @@
 """One launch for all heads and sequences: a scheduler, a producer and two consumer warpgroups a multiprocessor."""
 
 import torch
-import triton
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -21,7 +20,7 @@ from .scheduler import plan
 
 # 64K registers for 12 warps; the producer gives most of its share to the consumers.
 LAUNCH_REGISTERS, CONSUMER_REGISTERS, PRODUCER_REGISTERS = 168, 232, 40
-MAX_SORTED_HEADS = 256
+SORTED_HEADS = (32, 256)  # few sizes, because each is a kernel of its own and takes seconds to compile
 
 
 @gluon.jit
@@ -82,15 +81,18 @@ def launch(
     spans: Spans | None,
     lists: BlockLists | None,
     dense_rows: Tensor | None,
+    *,
+    is_hidden: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """As `attend_hopper`, unchecked."""
+    """As `attend_hopper`, unchecked; `is_hidden`: as `attend_hidden`, all modes STREAMING."""
     num_q_heads, num_queries, head_dim = q.shape[1:]
     num_kv_heads, num_keys = k.shape[1:3]
     out, lse = make_outputs(q)
     factor = scale_for_base_two(scale)
     if not out.numel():
         return out, lse
-    if spans is not None and spans.is_packed:  # the kernel writes rows of sequences alone, and these may leave gaps
+    # The kernel writes rows that read something and belong to a sequence; packed ones may leave gaps.
+    if is_hidden or (spans is not None and spans.is_packed):
         out.zero_()
         lse.fill_(float("-inf"))
     counter = find_counter(q.device)
@@ -106,7 +108,7 @@ def launch(
         *name_spans(spans, counter),
         *(num_queries, num_keys, num_q_heads, num_kv_heads, num_sequences, num_tiles, list_rows, list_room, factor),
         *(config.num_sink_tokens, config.local_window, config.block_size),
-        choose_shape(head_dim, config, spans, lists, dense_rows, num_sequences * num_kv_heads),
+        choose_shape(head_dim, config, spans, lists, dense_rows, num_sequences * num_kv_heads, is_hidden),
         CONSUMER_REGISTERS,
         PRODUCER_REGISTERS,
         num_warps=4,
@@ -122,6 +124,7 @@ def choose_shape(
     lists: BlockLists | None,
     dense_rows: Tensor | None,
     num_heads: int,
+    is_hidden: bool = False,
 ) -> Shape:
     """What the compiler must know of a call."""
     return Shape(
@@ -133,7 +136,8 @@ def choose_shape(
         is_packed=spans is not None and spans.is_packed,
         has_lists=lists is not None,
         has_dense_rows=dense_rows is not None,
-        sorted_heads=max(32, triton.next_power_of_2(num_heads)) if num_heads <= MAX_SORTED_HEADS else 0,
+        is_hidden=is_hidden,
+        sorted_heads=next((room for room in SORTED_HEADS if num_heads <= room), 0),
     )
 
 

@@ -1,4 +1,4 @@
-"""The producer warp: keeps the copy engine busy with the queries, keys and values of the planned items."""
+"""The producer warp: keeps the copy engine busy with the keys and values of the planned items."""
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -9,12 +9,9 @@ from .layout import (
     ELEMENT,
     FOLLOWS_LIST,
     GAP,
-    HALF,
-    HEAD,
     KEY_START,
     KV_HEAD,
     OPENING,
-    ROW,
     ROWS,
     STEPS,
     TILE,
@@ -27,7 +24,7 @@ key_tile = gluon.jit(schedule.key_tile)
 
 @gluon.jit
 def produce(launched, SHAPE: gl.constexpr):
-    """Per item the queries, then a stream of key and value tiles through two rings."""
+    """A stream of key and value tiles through two rings."""
     descs = launched.descs
     buffers = launched.buffers
     barriers = launched.barriers
@@ -44,10 +41,8 @@ def produce(launched, SHAPE: gl.constexpr):
         tile = read_field(records, slot, TILE)
         opening = read_field(records, slot, OPENING)
         gap = read_field(records, slot, GAP)
-        row = read_field(records, slot, ROW)
         element = read_field(records, slot, ELEMENT)
         kv_head = read_field(records, slot, KV_HEAD)
-        head = read_field(records, slot, HEAD) - element * launched.sizes.num_q_heads
         key_start = 0
         if SHAPE.is_ragged:
             key_start = read_field(records, slot, KEY_START)
@@ -57,12 +52,6 @@ def produce(launched, SHAPE: gl.constexpr):
             follows_list = read_field(records, slot, FOLLOWS_LIST)
             entries += read_place(records, slot)
         mbarrier.arrive(barriers.item_free.index(slot), count=1)
-        mbarrier.wait(barriers.q_free.index(slot), ((item >> 1) & 1) ^ 1)
-        mbarrier.expect(barriers.q_full.index(slot), BYTES)
-        for i in gl.static_range(2):
-            tma.async_copy_global_to_shared(
-                descs.q, [element, head, row + i * HALF, 0], barriers.q_full.index(slot), buffers.q.index(2 * slot + i)
-            )
         for step in range(steps):
             source = key_tile(step, tile, opening, gap)
             if SHAPE.has_lists:

@@ -51,7 +51,7 @@ def plan_keys(tile: int, sink: int, window: int, block: int, size: int) -> tuple
     position = tile * size
     opening = max((position // block + 1) * block - window, 0) // size
     opened = (max(((position + size - 1) // block + 1) * block - window, 0) + size - 1) // size
-    gap = max(opening - (sink + size - 1) // size, 0)
+    gap = max(opening * size - sink, 0) // size
     return tile + 1 - gap, max(tile + 1 - opened, 1), opening, gap
 
 

@@ -1,8 +1,8 @@
-"""The scheduler warp: takes work items in turn and plans what each of them reads, one item ahead of the others."""
+"""The scheduler warp: takes work items in turn, plans what each of them reads and loads its queries, an item ahead."""
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import mbarrier
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 
 from .. import modes as mode_numbers
 from . import schedule
@@ -14,6 +14,7 @@ from .layout import (
     FIRST_ROW,
     FOLLOWS_LIST,
     GAP,
+    HALF,
     HEAD,
     KEY_START,
     KV_HEAD,
@@ -132,37 +133,55 @@ def plan(launched, SHAPE: gl.constexpr):
                 follows_list = is_named & (is_mixed == 0)
                 steps = gl.where(follows_list, list_count, steps)
                 masked_from = gl.where(follows_list, list_count, masked_from)
-            if SHAPE.is_ragged:
+            last = tile  # the first key tile to read
+            if SHAPE.is_hidden:
+                last = opening - 1
+                steps = gl.where(has_queries, gap, 0)
+                gap = 0
+            elif SHAPE.is_ragged:
                 steps = gl.where(has_queries, steps, 1)
 
-            slot = planned & 1
-            write_field(records, slot, STEPS, steps)
-            write_field(records, slot, TILE, tile)
-            write_field(records, slot, OPENING, opening)
-            write_field(records, slot, GAP, gap)
-            write_field(records, slot, ROW, row)
-            write_field(records, slot, HEAD, element * num_q_heads + head)
-            write_field(records, slot, ELEMENT, element)
-            write_field(records, slot, KV_HEAD, kv_head)
-            if SHAPE.is_ragged:
-                write_field(records, slot, FIRST_ROW, query_start)
-                write_field(records, slot, STOP_ROW, query_start + query_length)
-                write_field(records, slot, LAST_KEYS, key_length - first)
-                write_field(records, slot, KEY_START, key_start)
-            if SHAPE.has_lists:
-                write_field(records, slot, LIST_COUNT, list_count)
-                write_place(records, slot, list_place)
-                write_field(records, slot, FOLLOWS_LIST, gl.where(follows_list, 1, 0))
-            if SHAPE.has_edges:
-                write_field(records, slot, MASKED_FROM, masked_from)
-                write_field(records, slot, SINK, sink)
-                write_field(records, slot, WINDOW, window)
-                write_field(records, slot, DENSE_START, dense_start)
-                write_field(records, slot, DENSE_STOP, dense_stop)
-            mbarrier.arrive(barriers.item_full.index(slot), count=1)
-            planned += 1
-            # Before the next ticket: who takes one early, takes it from somebody who is free sooner.
-            mbarrier.wait(barriers.item_free.index(planned & 1), ((planned >> 1) & 1) ^ 1)
+            is_due = True  # nobody waits for an item that reads nothing
+            if SHAPE.is_hidden:
+                is_due = steps > 0
+            if is_due:
+                slot = planned & 1
+                # An item ahead, because memory is far; who has freed the record is done with the queries beside it.
+                mbarrier.expect(barriers.q_full.index(slot), ROWS * SHAPE.head_dim * 2)
+                for i in gl.static_range(2):
+                    tma.async_copy_global_to_shared(
+                        launched.descs.q,
+                        [element, head, row + i * HALF, 0],
+                        barriers.q_full.index(slot),
+                        launched.buffers.q.index(2 * slot + i),
+                    )
+                write_field(records, slot, STEPS, steps)
+                write_field(records, slot, TILE, last)
+                write_field(records, slot, OPENING, opening)
+                write_field(records, slot, GAP, gap)
+                write_field(records, slot, ROW, row)
+                write_field(records, slot, HEAD, element * num_q_heads + head)
+                write_field(records, slot, ELEMENT, element)
+                write_field(records, slot, KV_HEAD, kv_head)
+                if SHAPE.is_ragged:
+                    write_field(records, slot, FIRST_ROW, query_start)
+                    write_field(records, slot, STOP_ROW, query_start + query_length)
+                    write_field(records, slot, LAST_KEYS, key_length - first)
+                    write_field(records, slot, KEY_START, key_start)
+                if SHAPE.has_lists:
+                    write_field(records, slot, LIST_COUNT, list_count)
+                    write_place(records, slot, list_place)
+                    write_field(records, slot, FOLLOWS_LIST, gl.where(follows_list, 1, 0))
+                if SHAPE.has_edges:
+                    write_field(records, slot, MASKED_FROM, masked_from)
+                    write_field(records, slot, SINK, sink)
+                    write_field(records, slot, WINDOW, window)
+                    write_field(records, slot, DENSE_START, dense_start)
+                    write_field(records, slot, DENSE_STOP, dense_stop)
+                mbarrier.arrive(barriers.item_full.index(slot), count=1)
+                planned += 1
+                # Before the next ticket: who takes one early, takes it from somebody who is free sooner.
+                mbarrier.wait(barriers.item_free.index(planned & 1), ((planned >> 1) & 1) ^ 1)
         # The ticket after the last one winds the counter back for the next launch.
         ticket = gl.atomic_add(tensors.counter, 1, sem="relaxed")
         if ticket == total - 1:

@@ -9,6 +9,7 @@ attention; they only choose the statistics (L, d) by the key tile, and pass over
 Shape letters: B batch, T queries, S keys, H query heads, G KV heads, D head dim.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +55,12 @@ class Paths:
         """In the order of the fields."""
         return self.sparse, self.full, self.sparse_lse, self.full_lse
 
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor]) -> "Paths":
+        """From such `tensors`."""
+        sparse, full, sparse_lse, full_lse = tensors
+        return cls(sparse=sparse, full=full, sparse_lse=sparse_lse, full_lse=full_lse)
+
 
 def differentiate(
     grad: Tensor,
@@ -88,9 +95,9 @@ def differentiate(
     if not is_fast or not has_full_gradients(q):
         return launch_gradients(*given, route, paths, config, scale, spans, shapes, use_descriptors)
     heads = FullHeads(route, spans, q, k)
-    *results, d_route = launch_gradients(*given, heads.others, paths, config, scale, spans, shapes, use_descriptors)
-    heads.write_gradients(*given, paths.full, paths.full_lse, scale, results)
-    return *results, d_route
+    dq, dk, dv, d_route = launch_gradients(*given, heads.others, paths, config, scale, spans, shapes, use_descriptors)
+    heads.write_gradients(*given, paths.full, paths.full_lse, scale, (dq, dk, dv))
+    return dq, dk, dv, d_route
 
 
 @on_its_device

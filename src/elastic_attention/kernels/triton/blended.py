@@ -2,7 +2,7 @@
 
 A streaming head reads a part of what a full head reads. So the sweep takes the streaming keys first, writes down the
 state it has then (that is the sparse path) and goes on with the keys in between (that is the full path). A kernel of
-another backend that is much faster makes both paths one after the other, and a small kernel mixes them.
+another backend that is much faster makes the sparse path, then what it leaves out; a small kernel joins and mixes.
 
 Shape letters: B batch, T queries, S keys, H query heads, G KV heads, D head dim.
 """
@@ -45,6 +45,7 @@ def blend_triton(
     *,
     spans: Spans | None = None,
     attend: Attend | None = None,
+    attend_hidden: Attend | None = None,
     is_fast: bool = False,
 ) -> Tensor:
     """O = r * O_sparse + (1 - r) * O_full, differentiable in q, k, v and the route r (Elastic Attention, section 3.2).
@@ -56,6 +57,8 @@ def blend_triton(
         scale: factor of the scores, positive.
         spans: where the sequences lie; None = every element holds T queries that are the last of S keys.
         attend: a kernel called like `attend_triton` that makes the two paths; None = one pass for both.
+        attend_hidden: one called like `hopper.attend_hidden`, which makes what the sparse path leaves out of the full
+            one; None = `attend` makes all of it.
         is_fast: its gradients may differ in the last bits from call to call, see `full_gradients`.
 
     Returns:
@@ -64,7 +67,7 @@ def blend_triton(
     Raises:
         ValueError: `scale` is not positive.
     """
-    return _Blend.apply(q, k, v, route, config, scale, spans, attend, is_fast)
+    return _Blend.apply(q, k, v, route, config, scale, spans, attend, attend_hidden, is_fast)
 
 
 class _Blend(torch.autograd.Function):
@@ -79,34 +82,39 @@ class _Blend(torch.autograd.Function):
         scale: float,
         spans: Spans | None,
         attend: Attend | None,
+        attend_hidden: Attend | None,
         is_fast: bool,
     ) -> Tensor:
         shape = choose_shape(q, is_blended=True)
         weights = route.float().contiguous()  # kernels take the routes of a sequence as one row after another
 
+        out: Tensor | None = None
+
         def launch() -> tuple[Tensor, ...]:
+            nonlocal out
             given = q, k, v, weights, config, scale, spans
             if attend is not None:
-                return attend_paths(*given, attend).tensors
-            mix, paths = launch_blend(*given, shape, takes_descriptors(q))
-            return *paths.tensors, mix
+                paths, out = attend_paths(*given, attend, attend_hidden)
+                return paths.tensors
+            out, paths = launch_blend(*given, shape, takes_descriptors(q))
+            return *paths.tensors, out
 
         results = compute_once(launch)
-        paths = results[:4]
-        # Where the mix is a launch of its own, that costs less than keeping it would.
-        out = results[4] if attend is None else mix_paths(*paths[:2], weights, k.shape[2], spans)
-        ctx.save_for_backward(q, k, v, weights, *paths)
+        paths = Paths.of(results[:4])
+        if out is None:  # where the mix is a launch of its own, that costs less than keeping it would
+            out = results[4] if attend is None else mix_paths(weights, paths, k.shape[2], spans)
+        ctx.save_for_backward(q, k, v, weights, *paths.tensors)
         ctx.config, ctx.scale, ctx.spans, ctx.dtype, ctx.is_fast = config, scale, spans, route.dtype, is_fast
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, weights, sparse, full, sparse_lse, full_lse = ctx.saved_tensors
-        paths = Paths(sparse=sparse, full=full, sparse_lse=sparse_lse, full_lse=full_lse)
+        q, k, v, weights, *results = ctx.saved_tensors
+        paths = Paths.of(results)
         given = ctx.config, ctx.scale, ctx.spans
         dq, dk, dv, d_route = differentiate(grad, q, k, v, weights, paths, *given, is_fast=ctx.is_fast)
-        return dq, dk, dv, d_route.to(ctx.dtype), None, None, None, None, None
+        return dq, dk, dv, d_route.to(ctx.dtype), None, None, None, None, None, None
 
 
 @on_its_device

@@ -1,4 +1,4 @@
-"""Blended attention from a kernel that makes one path at a time: two calls, and a launch that mixes them.
+"""Blended attention from kernels that make one path, or the rest of it, at a time: two calls, and a launch that mixes.
 
 Shape letters: B batch, T queries, S keys, H query heads, G KV heads, D head dim.
 """
@@ -17,7 +17,7 @@ from ..modes import FULL, STREAMING
 from ..spans import Spans
 from .backward import Paths
 from .shapes import shape_grid
-from .tiles import load_real_rows, locate_tile, store_rows
+from .tiles import LN_2, LOG_2_E, load_real_rows, locate_tile, store_rows
 
 _ROWS = 64
 
@@ -34,24 +34,37 @@ def attend_paths(
     scale: float,
     spans: Spans | None,
     attend: Attend,
-) -> Paths:
-    """O_sparse and O_full of all heads.
+    attend_hidden: Attend | None,
+) -> tuple[Paths, Tensor]:
+    """O_sparse and O_full of all heads, and their mix.
 
     Args:
-        q, k, v, route, config, scale, spans: as in `blend_triton`.
-        attend: called like `attend_triton`.
+        q, k, v, config, scale, spans, attend, attend_hidden: as in `blend_triton`.
+        route: (sequences, G) float32.
     """
-    results = [
-        attend(q, k, v, torch.full(route.shape, mode, dtype=torch.uint8, device=q.device), config, scale, spans=spans)
-        for mode in (STREAMING, FULL)
-    ]
-    (sparse, sparse_lse), (full, full_lse) = results
-    return Paths(sparse=sparse, full=full, sparse_lse=sparse_lse, full_lse=full_lse)
+
+    def attend_all(mode: int) -> tuple[Tensor, Tensor]:
+        modes = torch.full(route.shape, mode, dtype=torch.uint8, device=q.device)
+        return attend(q, k, v, modes, config, scale, spans=spans)
+
+    sparse, sparse_lse = attend_all(STREAMING)
+    is_parted = attend_hidden is not None
+    full, full_lse = attend_hidden(q, k, v, config, scale, spans=spans) if attend_hidden else attend_all(FULL)
+    paths = Paths(sparse=sparse, full=full, sparse_lse=sparse_lse, full_lse=full_lse)
+    return paths, mix_paths(route, paths, k.shape[2], spans, is_parted=is_parted)
 
 
 @on_its_device
-def mix_paths(sparse: Tensor, full: Tensor, route: Tensor, num_keys: int, spans: Spans | None) -> Tensor:
-    """r * O_sparse + (1 - r) * O_full, (B, H, T, D); route (sequences, G) float32."""
+def mix_paths(route: Tensor, paths: Paths, num_keys: int, spans: Spans | None, *, is_parted: bool = False) -> Tensor:
+    """r * O_sparse + (1 - r) * O_full, (B, H, T, D).
+
+    Args:
+        route: (sequences, G) float32.
+        paths: completed in place, if `full` and `full_lse` hold nothing but the keys that the sparse path leaves out.
+        num_keys: rows of the keys.
+        is_parted: whether they do.
+    """
+    full = paths.full
     is_packed = spans is not None and spans.is_packed
     out = torch.zeros_like(full) if is_packed else torch.empty_like(full)  # nobody writes rows between sequences
     if not out.numel():
@@ -60,13 +73,14 @@ def mix_paths(sparse: Tensor, full: Tensor, route: Tensor, num_keys: int, spans:
     num_tiles = count_tiles(num_queries, num_keys, spans, _ROWS)
     group_size = num_q_heads // num_kv_heads
     _mix[shape_grid(route.shape[0] * num_kv_heads, group_size, num_tiles, 0)](
-        *(sparse, full, out, route),
+        *(*paths.tensors, out, route),
         *name_spans(spans, full),
         out.stride(2),
         *(num_queries, num_keys, num_kv_heads),
         GROUP=group_size,
         D=head_dim,
         ROWS=_ROWS,
+        PARTED=is_parted,
         RAGGED=spans is not None,
         PACKED=is_packed,
         num_warps=4,
@@ -76,11 +90,13 @@ def mix_paths(sparse: Tensor, full: Tensor, route: Tensor, num_keys: int, spans:
 
 @triton.jit(do_not_specialize=["T", "S", "num_kv_heads"])
 def _mix(
-    sparse, full, out, routes, query_starts, query_lengths, key_starts, key_lengths, row_stride, T, S, num_kv_heads,
-    GROUP: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, RAGGED: tl.constexpr, PACKED: tl.constexpr,
+    sparse, full, sparse_lse, full_lse, out, routes, query_starts, query_lengths, key_starts, key_lengths,
+    row_stride, T, S, num_kv_heads,
+    GROUP: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, PARTED: tl.constexpr, RAGGED: tl.constexpr,
+    PACKED: tl.constexpr,
 ):  # fmt: skip
     (
-        sequence, batch, kv_head, head, _, first, shift, _, _, first_kept, stop_kept, _
+        sequence, batch, kv_head, head, _, first, shift, first_real, num_keys, first_kept, stop_kept, _
     ) = locate_tile(
         query_starts, query_lengths, key_starts, key_lengths, T, S, num_kv_heads,
         GROUP, ROWS, RAGGED, PACKED,
@@ -91,5 +107,15 @@ def _mix(
     route = tl.load(routes + sequence * num_kv_heads + kv_head)
     one = load_real_rows(sparse + start, first - shift, row_stride, T, ROWS, D).to(tl.float32)
     other = load_real_rows(full + start, first - shift, row_stride, T, ROWS, D).to(tl.float32)
+    if PARTED:
+        is_real = (positions >= first_real) & (positions < num_keys)
+        places = (batch * num_kv_heads * GROUP + head).to(tl.int64) * T + positions - shift
+        seen = tl.load(sparse_lse + places, mask=is_real, other=0.0) * LOG_2_E
+        hidden = tl.load(full_lse + places, mask=is_real, other=0.0) * LOG_2_E
+        higher = tl.maximum(seen, hidden)
+        both = higher + tl.math.log2(tl.math.exp2(seen - higher) + tl.math.exp2(hidden - higher))
+        other = one * tl.math.exp2(seen - both)[:, None] + other * tl.math.exp2(hidden - both)[:, None]
+        store_rows(full, full + start, batch, head, first - shift, T, row_stride, is_kept, other, ROWS, D, False)
+        tl.store(full_lse + places, both * LN_2, mask=is_real)
     result = route * one + (1 - route) * other
     store_rows(out, out + start, batch, head, first - shift, T, row_stride, is_kept, result, ROWS, D, False)

@@ -13,6 +13,7 @@ T = TypeVar("T")
 
 # Keys and values of the KV heads that run at the same time; level-2 caches hold 40 to 60 MB.
 _CACHE_BYTES = 32 << 20
+_MOST_SECTIONS = 65_535  # of a launch, in its third dimension
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +115,8 @@ def shape_grid(num_rows: int, group_size: int, num_tiles: int, row_bytes: int) -
         num_tiles: tiles of a head.
         row_bytes: keys and values of one KV head.
     """
-    most = max(1, _CACHE_BYTES // max(1, row_bytes))
-    section = max(n for n in range(1, num_rows + 1) if n <= most and num_rows % n == 0)
+    most = min(max(1, _CACHE_BYTES // max(1, row_bytes)), num_rows)
+    section = next(n for n in range(most, 0, -1) if num_rows % n == 0)
+    if num_rows // section > _MOST_SECTIONS:  # thousands of sequences: more of them at a time than the cache holds
+        section = next(n for n in range(-(-num_rows // _MOST_SECTIONS), num_rows + 1) if num_rows % n == 0)
     return section * group_size, num_tiles, num_rows // section

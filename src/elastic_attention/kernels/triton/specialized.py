@@ -6,6 +6,8 @@ takes exponentials the other multiplies, and the next tile's keys are on their w
 Shape letters: B batch, T queries, S keys, H query heads, G KV heads, D head dim.
 """
 
+from contextvars import copy_context
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,7 +35,7 @@ def can_specialize(q: Tensor, k: Tensor, v: Tensor, config: StreamingConfig) -> 
         and config.block_size % _ROWS == 0
         and takes_roles(q.device)
         and all(_can_flatten(x) for x in (q, k, v))
-        and all(_ends_in_zeros(x) for x in (k, v))
+        and all(ends_in_zeros(x, _ROWS) for x in (k, v))
     )
 
 
@@ -51,48 +53,67 @@ def _can_flatten(x: Tensor) -> bool:
     return is_describable(x) and is_row and (x.shape[1] == 1 or head % row == 0 or head < row)
 
 
-def _ends_in_zeros(x: Tensor) -> bool:
-    """Whether what a tile reads behind the last key is 0, not memory of others, where 0 * nan would be nan."""
-    batch, head, row, _ = find_strides(x)
-    return x.shape[2] % _ROWS == 0 or (x.shape[0] == 1 and (x.shape[1] == 1 or head < row))
+def ends_in_zeros(x: Tensor, rows: int) -> bool:
+    """Whether what a tile of x (B, G, S, D) reads behind the last key is 0, not memory of others: 0 * nan is nan."""
+    _, head, row, _ = find_strides(x)
+    return x.shape[2] % rows == 0 or (x.shape[0] == 1 and (x.shape[1] == 1 or head < row))
 
 
-def flatten(x: Tensor) -> tuple[TensorDescriptor, tuple[int, int, int]]:
-    """x (B, H, T, D) as a table of two dimensions.
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A tensor (B, H, T, D) as a table of two dimensions: its sizes, elements from row to row; rows between elements
+    of the batch, rows between heads, columns between heads."""
 
-    Returns:
-        descriptor of the table in tiles of 128 rows and D columns; rows between elements of the batch, rows between
-        heads, columns between heads.
-    """
+    rows: int
+    columns: int
+    row_step: int
+    batch_rows: int
+    head_rows: int
+    head_columns: int
+
+
+def flatten(x: Tensor) -> Table:
+    """x (B, H, T, D) as a table, for the copy engine of a group that takes half a tile."""
     elements, heads, length, width = x.shape
     batch, head, row, _ = find_strides(x)
     batch_rows = batch // row if elements > 1 else 0
     head_rows = head // row if heads > 1 else 0
     head_columns = head if heads > 1 and not head_rows else 0
-    sizes = [(elements - 1) * batch_rows + (heads - 1) * head_rows + length, (heads - 1) * head_columns + width]
-    return TensorDescriptor(x, sizes, [row, 1], [_ROWS, width]), (batch_rows, head_rows, head_columns)
+    rows = (elements - 1) * batch_rows + (heads - 1) * head_rows + length
+    return Table(rows, (heads - 1) * head_columns + width, row, batch_rows, head_rows, head_columns)
+
+
+def _describe(x: Tensor, table: Table, rows: int) -> TensorDescriptor:
+    return TensorDescriptor(x, [table.rows, table.columns], [table.row_step, 1], [rows, x.shape[-1]])
 
 
 @on_its_device
 def launch_specialized(
-    q: Tensor, k: Tensor, v: Tensor, modes: Tensor, config: StreamingConfig, scale: float, num_programs: int
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    modes: Tensor,
+    config: StreamingConfig,
+    scale: float,
+    programs: int,
+    rows: int = 128,
 ) -> tuple[Tensor, Tensor]:
-    """`attend_triton` of what `can_specialize`, in `num_programs` programs, of which a multiprocessor holds one."""
+    """`attend_triton` of what `can_specialize`, in so many programs, of which a multiprocessor holds one, and in tiles
+    of so many rows."""
     factor = scale_for_base_two(scale)
     num_q_heads, num_queries, head_dim = q.shape[1:]
     num_kv_heads, num_keys = k.shape[1:3]
     out, lse = make_outputs(q)
-    num_tiles = count_tiles(num_queries, num_keys, None, _ROWS)
-    num_programs = min(num_programs, num_tiles * num_q_heads * len(q))
-    (q_desc, q_steps), (k_desc, k_steps), (v_desc, v_steps) = map(flatten, (q, k, v))
-    sources: tuple[Any, ...] = (k_desc, v_desc, q, out, lse, modes)
-    _prefill_in_roles[(num_programs,)](
-        *sources,
-        *q_desc.shape,
-        q_desc.strides[0],
-        *q_steps,
-        *k_steps,
-        *v_steps,
+    num_tiles = count_tiles(num_queries, num_keys, None, rows)
+    num_programs = min(programs, num_tiles * num_q_heads * len(q))
+    tables = [flatten(x) for x in (q, k, v)]
+    steps = [n for t in tables for n in (t.batch_rows, t.head_rows, t.head_columns)]
+    copy_context().run(
+        _launch,
+        (num_programs,),
+        *(_describe(k, tables[1], rows), _describe(v, tables[2], rows), q, out, lse, modes),
+        *(tables[0].rows, tables[0].columns, tables[0].row_step),
+        *steps,
         out.stride(2),
         num_queries,
         num_keys,
@@ -106,17 +127,23 @@ def launch_specialized(
         LOCAL=config.local_window,
         BLOCK=config.block_size,
         D=head_dim,
-        ROWS=_ROWS,
+        ROWS=rows,
         num_warps=4,
         num_stages=2,
     )
     return out, lse
 
 
+def _launch(grid: tuple[int], *args: Any, **kwargs: Any) -> None:
+    # The descriptor made on the device wants a little memory; what the caller told Triton to take it from stays.
+    triton.set_allocator(lambda size, _, __: torch.empty(size, dtype=torch.int8, device=args[2].device))
+    _prefill_in_roles[grid](*args, **kwargs)
+
+
 @triton.jit(
     do_not_specialize=[
-        "q_rows", "q_columns", "q_batch", "q_head", "q_column", "k_batch", "k_head", "k_column", "v_batch", "v_head", "v_column",
-        "T", "S", "num_rows", "num_kv_heads", "num_tiles", "num_programs",
+        "q_rows", "q_columns", "q_batch", "q_head", "q_column", "k_batch", "k_head", "k_column",
+        "v_batch", "v_head", "v_column", "T", "S", "num_rows", "num_kv_heads", "num_tiles", "num_programs",
     ]
 )  # fmt: skip
 def _prefill_in_roles(
@@ -152,6 +179,8 @@ def _prefill_in_roles(
             tile = i + tl.where(i < before, 0, jump)
             k_tile = k_desc.load([k_first + tile * ROWS, k_left])
             scores = tl.dot(q_tile, k_tile.T)
+            # Waited for here, so that the compiler mixes all that follows: a wait parts it in two.
+            v_tile = v_desc.load([v_first + tile * ROWS, v_left])
             # No branch is allowed here, and only half of these comparisons is not known to the compiler.
             reach = inner + tl.where(tile < diagonal, ROWS, 0)
             scores = tl.where(reach[:, None] >= inner[None, :], scores, float("-inf"))
@@ -160,7 +189,6 @@ def _prefill_in_roles(
             shrink = tl.math.exp2(highest - new_highest)
             acc = acc * shrink[:, None]
             added = tl.sum(weights, 1)
-            v_tile = v_desc.load([v_first + tile * ROWS, v_left])
             acc = tl.dot(weights.to(v_tile.dtype), v_tile, acc)
             total = total * shrink + added
             highest = new_highest

@@ -68,14 +68,14 @@ class DecodeBuffers:
         if plan is None:
             return None
         spans = [(span.num_tokens - 1) // self._page for span in plan.spans]
-        return self._books.moves, spans, [span.num_tokens > span.sparse_from for span in plan.spans]
+        return self._books.moves, plan.names, spans, [span.num_tokens > span.sparse_from for span in plan.spans]
 
     def _fill_tables(self, common: Any, plan: StepPlan | None, ends: Tensor) -> None:
         number, device = common.num_reqs, self._books.device
         slots = torch.zeros(number, dtype=torch.int64, device=device)
         is_sparse = torch.zeros(number, dtype=torch.bool, device=device)
         if plan is not None:
-            slots[: len(plan.slots)] = plan.slots
+            slots[: len(plan.slots)] = stage(plan.slots, device)
             flags = torch.tensor([span.num_tokens > span.sparse_from for span in plan.spans])
             is_sparse[: len(flags)] = stage(flags, device)
         request = torch.arange(number, device=device)

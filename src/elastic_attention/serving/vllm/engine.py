@@ -78,7 +78,13 @@ class RoutingEngine:
             # As floats, exact here: the CPU build's sum knows no integers.
             counts = tensor_model_parallel_all_reduce(counts.float()).int() // copies
         arriving = HeadRoutes(counts)  # a copy to the host is under way
-        return lambda: dict(zip(names, arriving.host().tolist(), strict=True))
+
+        def read() -> dict[str, int]:
+            found = dict(zip(names, arriving.host().tolist(), strict=True))
+            self.books.note_counts(found)
+            return found
+
+        return read
 
 
 def describe_base(model_config: Any) -> BaseModel:

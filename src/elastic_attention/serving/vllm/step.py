@@ -15,7 +15,7 @@ from ...types import stage
 from ..books import RouteBooks, RoutedRequest, StepPlan
 from ..policy import streaming
 from ..rotation import boundary_positions, decide_routes, undo_rotation
-from ..virtual import gather_order, make_tables, virtual_starts
+from ..virtual import cut_pieces, gather_order, make_tables, virtual_starts
 from . import layout
 from .queries import QueryPages, average_ranks
 
@@ -84,7 +84,7 @@ def open_step(builder: Any, common: Any) -> "RoutedStep | None":
     if routing is None or not routing.books.is_open:
         return None
     plan = routing.books.plan_step(layout.list_rows(routing.runner, common))
-    if plan.pieces is None and not plan.deciding:
+    if not plan.has_sparse and not plan.deciding:
         return None
     return RoutedStep(builder, common, routing.books, plan)
 
@@ -98,21 +98,20 @@ class RoutedStep:
         self._page: int = builder.block_size
         self._decision = Decision(books, plan, common.block_table_tensor) if plan.deciding else None
         self._tables: tuple[Tensor, Tensor] | None = None
-        if plan.pieces is not None:
-            heads = books.routes.shape[2]
-            order = gather_order(plan.pieces, heads)
-            self._num_rows = len(order)
+        if plan.has_sparse:
+            heads, pieces = books.routes.shape[2], cut_pieces(plan.spans, self._pattern.block_size)
+            self._num_rows = heads * sum(span.num_new for span in plan.spans)
             # Rows of decoding stand in order already.
-            self._order = None if plan.is_decoding else stage(order, books.device)
-            self._starts_on_host = virtual_starts(plan.pieces, heads)
+            self._order = None if plan.is_decoding else stage(gather_order(pieces, heads), books.device)
+            self._starts_on_host = virtual_starts(pieces, heads)
             self._starts = stage(self._starts_on_host, books.device)
-            self._longest = int(plan.pieces.count.max())
-            self._pieces = plan.pieces.to(books.device)
+            self._longest = int(pieces.count.max())
+            self._pieces, self._slots = pieces.to(books.device), stage(plan.slots, books.device)
             width = -(-int(common.max_seq_len) // self._page)
             self._blocks = common.block_table_tensor[: len(plan.slots), :width]
-            bytes_of_all = 4 * books.routes.shape[1] * heads * len(plan.pieces.count) * width
+            bytes_of_all = 4 * books.routes.shape[1] * heads * len(pieces.count) * width
             if plan.is_settled and bytes_of_all <= MOST_BYTES:
-                self._tables = self._make_tables(books.routes[plan.slots].transpose(0, 1))
+                self._tables = self._make_tables(books.routes[self._slots].transpose(0, 1))
 
     def _make_tables(self, routes: Tensor) -> tuple[Tensor, Tensor]:
         return make_tables(self._pieces, self._blocks, routes, self._page, self._pattern)
@@ -120,7 +119,7 @@ class RoutedStep:
     @property
     def is_virtual(self) -> bool:
         """Are its queries cut for virtual sequences?"""
-        return self.plan.pieces is not None
+        return self.plan.has_sparse
 
     def decide(self, routing: LayerRouting, read_states: StatesOf) -> None:
         """Decide the routes of this layer for the requests whose prompts are far enough."""
@@ -132,7 +131,7 @@ class RoutedStep:
         if self._tables is not None:
             table, lengths = (part[routing.index] for part in self._tables)
         else:
-            table, lengths = self._make_tables(self._books.routes[self.plan.slots, routing.index])
+            table, lengths = self._make_tables(self._books.routes[self._slots, routing.index])
         common = layout.replace_rows(
             self._common,
             starts=self._starts,
@@ -169,8 +168,9 @@ class Decision:
         """`block_table`: (R, W) pages of the requests of the step."""
         self._books = books
         self._pooled = _PooledTokens(books, [request for _, request in plan.deciding])
-        rows = stage([row for row, _ in plan.deciding], books.device)
-        self._pages, self._slots = block_table[rows], plan.slots[rows]
+        rows = [row for row, _ in plan.deciding]
+        self._pages = block_table[stage(rows, books.device)]
+        self._slots = stage([plan.slots[row] for row in rows], books.device)
 
     def decide(self, routing: LayerRouting, read_states: StatesOf) -> None:
         """Write the routes of one layer to the books; what its router reads must be there."""

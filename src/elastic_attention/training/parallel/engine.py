@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...errors import CheckpointError, RecipeError
 from ...models.families import find_attention_modules
+from ...models.routing import RouteSource
 from ..data.batch import PackedBatch
 from ..engine import Engine
 from ..recipe import Recipe
@@ -45,6 +46,11 @@ class ParallelEngine(Engine):
         """Add the gradient of a pack, the same for all processes that share it."""
         with self._share(batch) as part:
             super().accumulate(part)
+
+    def run_with(self, source: RouteSource, batch: PackedBatch) -> None:
+        """As in `Engine`; processes that share a pack see the same."""
+        with self._share(batch) as part:
+            super().run_with(source, part)
 
     def measure(self, batch: PackedBatch) -> dict[str, Tensor]:
         """As in `Engine`; processes that share a pack get the same numbers."""

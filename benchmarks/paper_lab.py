@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -11,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from paper_claims import Claim, Entry, Training
 from paper_recipes import Scale, adapt_recipe
 from paper_samples import KeptSuite
@@ -19,7 +21,7 @@ from paper_statistics import Seeds, estimate, is_robust, is_sensitive, pick
 
 from elastic_attention import ElasticConfig
 from elastic_attention.config import StreamingConfig
-from elastic_attention.errors import ElasticAttentionError
+from elastic_attention.errors import ElasticAttentionError, RecipeError
 from elastic_attention.evaluation.answer_log import AnswerLog, Line
 from elastic_attention.evaluation.methods import Method, settle_method
 from elastic_attention.evaluation.plan import EvalPlan, Shard, list_batches
@@ -36,6 +38,7 @@ from elastic_attention.training.trainer import train
 
 RULER_TASKS = ("niah_single_1", "niah_single_2", "niah_multikey_1", "niah_multivalue", "niah_multiquery", "vt", "qa_1")
 PLACE_FILE = "place.json"
+PATIENCE = 100  # how often memory may be short
 LEFT_OUT = {"almanac": ("overviews", "module_lines")}  # hundreds of tokens an answer
 
 
@@ -79,15 +82,21 @@ class Lab:
     _suites: dict[str, KeptSuite] = field(default_factory=dict)
     _answers: dict[Path, list[Line]] = field(default_factory=dict)
     _ranking: Any = None
+    _misses: int = 0
 
     @property
     def seconds(self) -> float:
         """Since it was opened."""
         return time.time() - self.began
 
+    @property
+    def is_late(self) -> bool:
+        """Is it past the deadline?"""
+        return time.monotonic() >= self.deadline
+
     def check_time(self, label: str = "") -> None:
         """Raise TimeUp past the deadline."""
-        if time.monotonic() >= self.deadline:
+        if self.is_late:
             raise TimeUp
 
     def describe_model(self) -> dict[str, Any]:
@@ -163,7 +172,7 @@ class Lab:
         self.check_time()
         folder.mkdir(parents=True, exist_ok=True)
         write_file(folder / PLACE_FILE, json.dumps(self.describe_place()) + "\n")
-        with hush_transformers():
+        with hush_transformers(), self._lending_memory():
             suite.prepare(plan, self.base.tokenizer, self.workers)
             lines = run_plan(
                 plan,
@@ -177,6 +186,31 @@ class Lab:
             )
         assert lines is not None  # one shard is the whole run
         return lines
+
+    @contextlib.contextmanager
+    def _lending_memory(self) -> Iterator[None]:
+        """What a GPU's memory lacks, another process may give back soon, as this one does at the end.
+
+        Raises:
+            Busy: too little memory.
+            ElasticAttentionError: the same for the `PATIENCE`th time in a row.
+        """
+        torch.cuda.empty_cache()  # does nothing without a GPU
+        try:
+            yield
+            self._misses = 0
+        except (torch.OutOfMemoryError, RecipeError) as error:
+            if not isinstance(error, torch.OutOfMemoryError) and not isinstance(
+                error.__cause__, torch.OutOfMemoryError
+            ):
+                raise
+            self._misses += 1
+            if self._misses == PATIENCE:
+                text = f"{str(error).splitlines()[0]} Lower --batch-tokens or --step-tokens, or end other processes."
+                raise ElasticAttentionError(text) from error
+            raise Busy("memory") from error
+        finally:
+            torch.cuda.empty_cache()
 
     def gather(self, claim: Claim) -> Iterator[dict[str, Seeds]]:
         """The answers by entry, growing entry by entry and seed by seed.
@@ -233,7 +267,8 @@ class Lab:
             return
         self.check_time()
         left = self.deadline - time.monotonic()
-        result = train(recipe, folder, max_seconds=left, model=self.base.model, tokenizer=self.base.tokenizer)
+        with self._lending_memory():
+            result = train(recipe, folder, max_seconds=left, model=self.base.model, tokenizer=self.base.tokenizer)
         if not result["is_finished"]:
             raise TimeUp
         for path in (*folder.glob("checkpoint*.safetensors"), *folder.glob("tensorboard")):

@@ -12,7 +12,6 @@ is answered, and where no interval decides, it is "open". See docs/paper.md.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import sys
 import time
@@ -165,24 +164,31 @@ def join_places(places: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def study_all(lab: Lab, names: Sequence[str], results: Path | None) -> dict[str, str]:
-    """Verdicts of the claims that were finished; what other processes are at comes again when the rest is done."""
+    """Verdicts of the claims that were finished; what other processes are at comes again when the rest is done.
+
+    Past the deadline nothing is trained or asked, but claims whose answers are all there are judged.
+    """
     verdicts: dict[str, str] = {}
-    waiting = list(names)
-    try:
-        while waiting:
-            for name in tuple(waiting):
-                path = results / f"paper_{lab.scale.name}_{name}.json" if results else None
-                with contextlib.suppress(Busy):
-                    try:
-                        verdicts[name] = study(lab, name, path)
-                    except ElasticAttentionError as error:
-                        print(f"{name} stays open: {error}", flush=True)
-                    waiting.remove(name)
-            if waiting:
-                lab.check_time()
-                time.sleep(1)
-    except TimeUp:
-        print("Stopped in time; run the same command again to go on.", flush=True)
+    waiting, late = list(names), []
+    while waiting:
+        for name in tuple(waiting):
+            path = results / f"paper_{lab.scale.name}_{name}.json" if results else None
+            try:
+                verdicts[name] = study(lab, name, path)
+            except Busy:
+                continue
+            except TimeUp:
+                late.append(name)
+            except ElasticAttentionError as error:
+                print(f"{name} stays open: {error}", flush=True)
+            waiting.remove(name)
+        if waiting and lab.is_late:
+            late += waiting
+            break
+        if waiting:
+            time.sleep(1)
+    if late:
+        print(f"Stopped in time, before {', '.join(late)}; run the same command again to go on.", flush=True)
     return verdicts
 
 

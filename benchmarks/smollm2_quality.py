@@ -61,7 +61,7 @@ def change_source(recipe: Recipe, source: str, steps: int) -> Recipe:
         optimizer=dataclasses.replace(recipe.optimizer, learning_rate=rate),
         steps=steps,
         validate_every=0,
-        checkpoint_every=0,
+        checkpoint_every=20,
     )
 
 

@@ -44,8 +44,8 @@ def count_flops(model: Any, lengths: list[int], msr: float, memory: str, whole_l
 
 
 def add_scaling(rows: list[Row]) -> None:
-    """Tokens a second and GPU against the best cell of one GPU with the same load and way."""
-    same = ("model", "layers", "tokens", "load", "way")
+    """Tokens a second and GPU against the best cell of one GPU with the same load, way and kernels."""
+    same = ("model", "layers", "tokens", "load", "way", "is_compiled", "fast_gradients")
     best: dict[tuple[Any, ...], float] = {}
     for row in rows:
         key = tuple(row[name] for name in same)

@@ -1,7 +1,7 @@
 """vLLM with and without the plugin on a model of 8B shape with random weights: time to the first token, and decoding.
 
     python benchmarks/vllm_engine.py --json results/vllm_engine.json
-    python benchmarks/vllm_engine.py --shape tiny --cells 300x2 --new-tokens 8 --json engine.json
+    python benchmarks/vllm_engine.py --shape tiny --cells 300x2 --block-size 64 --new-tokens 8 --json engine.json
 
 Ways, each in a process of its own: "stock" (vLLM alone), "off" (the plugin, all heads full: what it costs), "elastic"
 (the plugin, routes given at `--msr`, drawn once: prompts are sparse too) and "deferred" (the plugin's default policy:
@@ -9,7 +9,7 @@ routers that make this share of the layers sparse decide at the end of a dense p
 Prompts are random and never the same twice; the prefix cache is off, and all ways have blocks of the same size and the
 same CUDA graphs. TTFT is the time until all requests of a cell have their first token; decoding is what the steps take
 from there until the first of them is done, `--new-tokens` at least. A cell is measured again until it took `--least`
-seconds; the best time counts.
+seconds; the best time counts. `--add` keeps what the record says of other cells; a cell is always of one run.
 """
 
 from __future__ import annotations
@@ -71,6 +71,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--memory", type=float, default=0.93, help="part of the device's memory")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--add", action="store_true", help="keep the other cells of the record")
     parser.add_argument("--cache-gib", type=float, help="KV cache instead of what fits into --memory")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="no cell of a way begins later than this")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
@@ -220,11 +221,21 @@ def gather_rows(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def read_other_cells(options: argparse.Namespace) -> tuple[list[dict[str, Any]], float]:
+    """Rows of the record whose cells are not measured now, and the seconds that it took."""
+    if not options.json.exists():
+        return [], 0.0
+    record = json.loads(options.json.read_text())
+    others = [row for row in record["metrics"]["rows"] if f"{row['tokens']}x{row['requests']}" not in options.cells]
+    return others, record["seconds"]
+
+
 def main() -> None:
     """Measure all ways one after the other, and write the record after each."""
     from elastic_attention.records import build_record, write_record
 
     options, started = parse_options(), time.perf_counter()
+    kept, spent = read_other_cells(options) if options.add and options.way is None else ([], 0.0)
     if options.way is not None:
         measure_way(options)
         return
@@ -236,7 +247,7 @@ def main() -> None:
             command = [sys.executable, __file__, *sys.argv[1:], *child]
             if subprocess.run(command).returncode:
                 print(f"{way} failed", file=sys.stderr, flush=True)
-            rows = gather_rows(folder)
+            rows = kept + gather_rows(folder)
             keys = ("msr", "new_tokens", "least", "block_size", "chunk", "graphs", "compile")
             record = build_record(
                 "benchmarks/vllm_engine.py",
@@ -247,7 +258,7 @@ def main() -> None:
                 seed=0,
                 n=len(rows),
                 metrics={"rows": rows},
-                seconds=time.perf_counter() - started,
+                seconds=spent + time.perf_counter() - started,
                 bytes=None,
             )
             record["versions"] |= {"vllm": rows[0]["vllm"]} if rows else {}

@@ -19,7 +19,7 @@ from paper_sharing import Busy
 from paper_statistics import Check, Estimate, estimate, find_mastered, give_verdict, is_robust, is_sensitive, pick
 from tiny_study import SETTINGS, KindSuite
 
-from elastic_attention.errors import ElasticAttentionError
+from elastic_attention.errors import ElasticAttentionError, RecipeError
 from elastic_attention.evaluation.answer_log import Line
 from elastic_attention.evaluation.session import Base
 from elastic_attention.records import build_record, read_record, write_record
@@ -287,6 +287,27 @@ def test_processes_leave_each_other_their_work(tiny, tmp_path, monkeypatch):
     assert "xa_ssa" in paper_study.study_all(lab, ["xa_ssa"], tmp_path)
     assert seen == ["dense", "other"]
     assert len(list((tmp_path / "paper" / "trained").glob("*/result.json"))) == 2
+
+
+def test_a_full_gpu_is_tried_again(tiny, tmp_path, monkeypatch, capsys):
+    """Out of memory, and as the trainer says it; then there is some. At last it is said what to do."""
+    trained, refusals = paper_lab.train, [torch.OutOfMemoryError("full"), RecipeError("no room"), RecipeError("odd")]
+    refusals[1].__cause__ = torch.OutOfMemoryError("full")
+
+    def train(*arguments, **options):
+        if refusals:
+            raise refusals.pop(0)
+        return trained(*arguments, **options)
+
+    monkeypatch.setattr(paper_lab, "train", train)
+    monkeypatch.setattr(paper_study.time, "sleep", lambda seconds: None)
+    assert paper_study.main(["task_similarity", *tiny]) == 1
+    assert capsys.readouterr().out.startswith("task_similarity stays open: odd")
+    assert paper_study.main(["task_similarity", *tiny]) == 0
+    monkeypatch.setattr(paper_lab, "PATIENCE", 2)
+    refusals += [torch.OutOfMemoryError("full")] * 2
+    assert paper_study.main(["task_similarity", *tiny, "--steps", "1"]) == 1
+    assert "stays open: full Lower --batch-tokens" in capsys.readouterr().out
 
 
 def test_targets_are_entries_before():

@@ -22,7 +22,7 @@ from torch import Tensor
 from elastic_attention.attention import blended_attention
 from elastic_attention.config import RouterConfig, StreamingConfig, TriangleConfig, XAttentionConfig
 from elastic_attention.kernels.block_lists import BlockLists, count_rows, find_first_blocks, pack_mask
-from elastic_attention.kernels.hopper import HEAD_DIMS, attend_hopper, explain_machine
+from elastic_attention.kernels.hopper import HEAD_DIMS, attend_hidden, attend_hopper, explain_machine
 from elastic_attention.kernels.spans import Spans
 from elastic_attention.kernels.triton.blended import blend_triton
 from elastic_attention.kernels.triton.decode import decode_paged
@@ -93,6 +93,7 @@ def hopper() -> None:
         return
     for width in HEAD_DIMS:
         attend_everything(attend_hopper, width)
+        attend_hidden(draw(2, 150, 4, width), draw(2, 900, 2, width), draw(2, 900, 2, width), WIDE, 0.1)
 
 
 def prefill() -> None:

@@ -121,7 +121,9 @@ def test_a_category_without_samples_and_prompts_too_short_are_told(tmp_path, cap
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     train(make_recipe(tmp_path, steps=1), tmp_path / "run", **parts())
-    with pytest.raises(CheckpointError, match=r"is of another model than tiny: source/.* is \[\d.*there and \[\d.* here"):
+    with pytest.raises(
+        CheckpointError, match=r"is of another model than tiny: source/.* is \[\d.*there and \[\d.* here"
+    ):
         train(make_recipe(tmp_path, steps=1), tmp_path / "run", **parts("qwen2"))
 
 

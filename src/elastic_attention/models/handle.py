@@ -47,7 +47,7 @@ class Handle:
     """
 
     fast_gradients = False
-    replays_steps = False
+    replays_steps = True
 
     def __init__(
         self,

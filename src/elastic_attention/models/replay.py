@@ -139,17 +139,24 @@ class _CapturedStep:
 
 def record_graph(device: torch.device, run: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
     """What `run` launches as a graph, and its result in the graph's memory. `run` has run before."""
-    stream, current, graph = _capture_stream(device), torch.cuda.current_stream(device), torch.cuda.CUDAGraph()
+    current, stream, graph = torch.cuda.current_stream(device), _capture_stream(device), torch.cuda.CUDAGraph()
+    place = device, current.cuda_stream
+    # A graph leaves memory that only graphs of the same pool can use; on one stream they never run at the same time.
+    shared = {"pool": _latest[place].pool()} if place in _latest else {}
     stream.wait_stream(current)
     # Not `torch.cuda.graph`, which waits for the device and empties its memory cache, once an answer.
     with torch.cuda.stream(stream):
-        graph.capture_begin(capture_error_mode="thread_local")
+        graph.capture_begin(capture_error_mode="thread_local", **shared)
         try:
             result = run()
         finally:
             graph.capture_end()
     current.wait_stream(stream)
+    _latest[place] = graph
     return graph, result
+
+
+_latest: dict[tuple[torch.device, int], torch.cuda.CUDAGraph] = {}  # by device and stream; keeps the pool alive
 
 
 @functools.cache

@@ -179,9 +179,9 @@ class Recipe:
             many as there is memory for: 7 GB each in an 8B model at 64K tokens, with `fuse_layers`.
         fuse_layers: torch.compile fuses norms, rotations and MLPs of the model: a tenth less time on a GPU, but half
             a minute more in the first step.
-        fast_gradients: cuDNN computes the gradients of full heads where it is faster (streaming patterns on Hopper
-            GPUs): a fifth less time at 64K tokens. It adds up in any order, so equal runs differ in the last bits, and
-            a run that goes on differs in them from one that was never stopped.
+        fast_gradients: cuDNN computes the gradients of full heads where it is faster (streaming patterns and samples
+            from 16K tokens, on Hopper GPUs): a tenth less time at 64K tokens. It adds up in any order, so equal runs
+            differ in the last bits, and a run that goes on differs in them from one that was never stopped.
         precision: dtype of the frozen model, "bfloat16" or "float32".
         parallel: how a run is spread over processes; changes speed and memory alone.
     """

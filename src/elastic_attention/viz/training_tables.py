@@ -33,14 +33,14 @@ def render_training(record: Record) -> str:
         Column(key="scaling_efficiency", heading="Scaling from 1 GPU", format=format_ratio),
     )
     order = operator.itemgetter("load", "gpus", "sequence", "way", "fast_gradients", "whole_layers")
-    rows = sorted(map(_complete, list_rows(record)), key=order)
+    rows = sorted(list_rows(record), key=order)
     return render_markdown(columns, [_name(row) for row in rows])
 
 
 def render_training_hours(record: Record) -> str:
     """Hours for the paper's run at the measured rate of each cell, by packs of a step; the paper's own in the end."""
     rows: dict[tuple[Any, ...], Row] = {}
-    for row in map(_complete, list_rows(record, "hours")):
+    for row in list_rows(record, "hours"):
         cell = tuple(row[key] for key in _CELL)
         packs = row["packs_per_step"]
         rows.setdefault(cell, _name(row)).update(
@@ -63,18 +63,15 @@ def render_training_hours(record: Record) -> str:
     return render_markdown(columns, ordered)
 
 
-def _complete(row: Row) -> Row:
-    return {"fast_gradients": False, "whole_layers": 0} | row  # cells of older records have neither
-
-
 def _name(row: Row) -> Row:
-    marks = (", unfused" if row["way"] == "ours" and not row["is_compiled"] else "") + (
-        ", fast gradients" if row["fast_gradients"] else ""
-    )
-    again = _AGAIN[row["memory"]]
+    way, again = _WAYS[row["way"]], _AGAIN[row["memory"]]
+    if row["way"] == "ours" and not row["is_compiled"]:
+        way += ", unfused"
+    if row["fast_gradients"]:
+        way += ", fast gradients"
     if row["whole_layers"]:
         again += f", {row['layers'] - row['whole_layers']} of {row['layers']} layers"
-    named = {"way": _WAYS[row["way"]] + marks, "again": again}
+    named = {"way": way, "again": again}
     return row | named | {"load": f"{_LOADS[row['load']]} × {row['tokens'] // 1024}K"}
 
 

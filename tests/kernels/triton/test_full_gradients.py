@@ -13,6 +13,7 @@ from elastic_attention.kernels.triton.prefill import attend_triton
 
 SMALL = StreamingConfig(num_sink_tokens=16, local_window=32, block_size=16)
 LENGTHS = (70, 24, 90)
+on_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="tensors on the CPU need Triton's interpreter")
 
 
 def pack(lengths, device):
@@ -29,6 +30,7 @@ def anywhere(monkeypatch):
     monkeypatch.setattr(backward, "has_full_gradients", lambda q: True)
 
 
+@on_cpu
 @pytest.mark.usefixtures("anywhere", "poisoned")
 @pytest.mark.parametrize("lengths", [None, LENGTHS])
 @pytest.mark.parametrize("attend", [None, attend_triton])
@@ -51,6 +53,7 @@ def test_gradients_are_the_same(lengths, attend, monkeypatch):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
+@on_cpu
 def test_who_does_not_ask_gets_the_same_bits(monkeypatch):
     monkeypatch.setattr(backward, "FullHeads", None)
     q, k, v = (torch.randn(1, 2, 40, 16, requires_grad=True) for _ in range(3))
@@ -67,14 +70,14 @@ def test_short_and_appended_sequences_stay(monkeypatch, taken):
 
 
 def test_few_lengths_and_little_padding():
-    lengths = range(8192, 65_537)
-    assert len({round_length(n) for n in lengths}) <= 49
+    lengths = range(16_384, 65_537)
+    assert len({round_length(n) for n in lengths}) <= 33
     assert all(n <= round_length(n) < 1.07 * n for n in lengths)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_cudnn(device):
-    lengths = (9000, 3000, 8192)
+    lengths = (17_000, 3000, 16_384)
     shapes = ((1, sum(lengths), h, 128) for h in (8, 2, 2, 8))
     q, k, v, grad = (torch.randn(*shape, device=device, dtype=torch.bfloat16).transpose(1, 2) for shape in shapes)
     if not has_full_gradients(q):

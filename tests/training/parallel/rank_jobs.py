@@ -15,6 +15,7 @@ from elastic_attention.errors import ElasticAttentionError
 from elastic_attention.records import write_file
 from elastic_attention.training.data.steps import PackedSteps
 from elastic_attention.training.engine import Engine
+from elastic_attention.training.fitted_inputs import fit_inputs
 from elastic_attention.training.parallel.config import ParallelConfig
 from elastic_attention.training.parallel.engine import ParallelEngine
 from elastic_attention.training.parallel.launch import train_on_ranks
@@ -101,6 +102,7 @@ def one_step(engine, recipe, tokenizer):
     with torch.no_grad():  # they start at 0, which would hide the penalty
         for parameter in engine.constraint.parameters():
             parameter.fill_(0.7)
+    fit_inputs(engine, data)
     engine.start_step(0)
     packs = data[0]
     for pack in packs:

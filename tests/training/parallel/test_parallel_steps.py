@@ -28,7 +28,7 @@ def make_recipes(folder):
     """Name -> a run; the names say what is shared."""
     recipe = make_recipe(folder, optimizer=OptimizerConfig(max_grad_norm=1e9))
     shared = ParallelConfig(sequence=2)
-    layers = RouteConfig(source="layer_router", init_std=0.5, pooled_tokens=8)
+    layers = RouteConfig(source="layer_router", init_std=0.5, pooled_tokens=8, standardize=True)
     alpha = RouteConfig(source="alpha")
     return {
         "packs": dataclasses.replace(recipe, parallel=ParallelConfig(sequence=1, weights=2)),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .layout import KeyReader, make_reader
 from .probe import Probe
-from .step import LayerRouting, RoutedStep, StatesOf, find_routing, open_step
+from .step import LayerRouting, RoutedStep, StatesOf, find_first_routing, find_routing, open_step
 
 
 class RoutedBuilder:
@@ -22,6 +22,11 @@ class RoutedBuilder:
     """
 
     head_counts = ("num_heads", "num_kv_heads")
+
+    @functools.cached_property
+    def routing(self) -> LayerRouting | None:
+        """That of any layer it builds for; routers are there before metadata are."""
+        return find_first_routing(self)
 
     def build(self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False) -> Any:
         """As the stock builder; requests with routes get a `RoutedStep`."""

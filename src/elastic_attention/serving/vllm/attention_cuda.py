@@ -21,7 +21,7 @@ from . import layout
 from .attention import RoutedBuilder, RoutedImpl
 from .decode_cuda import MOST_BYTES, DecodeBuffers, DecodeStep, count_bytes, count_requests
 from .layout import list_head_major
-from .step import Decision, LayerRouting, find_first_routing, find_routing, open_step
+from .step import Decision, find_routing, open_step
 
 MIXED_SPLITS = 8
 MOST_SPLIT_SEQUENCES = 992  # FlashAttention 3 splits each sequence of larger batches alike, needed or not
@@ -31,7 +31,6 @@ class ElasticFlashBuilder(RoutedBuilder, FlashAttentionMetadataBuilder):
     """The stock builder, with routed heads."""
 
     head_counts = ("num_heads_q", "num_heads_kv")
-    _routing: LayerRouting | None = None
     _buffers: DecodeBuffers | None = None
 
     @classmethod
@@ -42,16 +41,15 @@ class ElasticFlashBuilder(RoutedBuilder, FlashAttentionMetadataBuilder):
 
     def open_step(self, metadata: Any, common: Any) -> Any:
         """A step of single tokens reads buffers, as it may be the replay of a graph."""
-        self._routing = self._routing or find_first_routing(self)
         most = count_requests(self.vllm_config)
-        if self._routing is None:
+        if self.routing is None:
             return None
         if not self.use_full_cuda_graph or common.max_query_len > 1 or common.num_reqs > most:
             return open_step(self, common)
-        books = self._routing.books
+        books = self.routing.books
         if self._buffers is None:
             self._buffers = DecodeBuffers(books, most, common.block_table_tensor.shape[1], self.block_size)
-        plan = books.plan_step(layout.list_rows(self._routing.runner, common)) if books.is_open else None
+        plan = books.plan_step(layout.list_rows(self.routing.runner, common)) if books.is_open else None
         if plan is not None and plan.deciding:
             decision = Decision(books, plan, common.block_table_tensor)
             if not plan.is_settled:  # all keys that such a request decides from came out of the prefix cache

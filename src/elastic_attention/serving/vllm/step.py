@@ -80,7 +80,7 @@ def find_first_routing(builder: Any) -> LayerRouting | None:
 
 def open_step(builder: Any, common: Any) -> "RoutedStep | None":
     """The plan of the forward that `builder` builds metadata for; None outside of requests."""
-    routing = find_first_routing(builder)
+    routing: LayerRouting | None = builder.routing
     if routing is None or not routing.books.is_open:
         return None
     plan = routing.books.plan_step(layout.list_rows(routing.runner, common))

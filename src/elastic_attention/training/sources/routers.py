@@ -70,7 +70,7 @@ class HeadRouters(RouteModel):
         if self.scaling is not None:
             for row, index in enumerate(self.layers):
                 # It subtracts numbers far larger than what is left, so it stays in float32.
-                first = copy.deepcopy(self.routers[index].task_mlp[0])
+                first: Any = copy.deepcopy(self.routers[index].task_mlp[0])
                 self.scaling.fold(row, first)
                 routers[index].task_mlp[0] = first
         save_adapter(folder, config, routers)

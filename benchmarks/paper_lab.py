@@ -200,9 +200,7 @@ class Lab:
             yield
             self._misses = 0
         except (torch.OutOfMemoryError, RecipeError) as error:
-            if not isinstance(error, torch.OutOfMemoryError) and not isinstance(
-                error.__cause__, torch.OutOfMemoryError
-            ):
+            if not any(isinstance(one, torch.OutOfMemoryError) for one in (error, error.__cause__)):
                 raise
             self._misses += 1
             if self._misses == PATIENCE:

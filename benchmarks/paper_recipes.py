@@ -56,8 +56,8 @@ SCALES = {
         # More and smaller steps than the recipe's: multipliers and routers need steps, not tokens.
         steps=160,
         step_tokens=16_384,
-        training_rate=90_000,
-        reading_rate=350_000,
+        training_rate=57_000,
+        reading_rate=200_000,
     ),
     "qwen2.5-coder": Scale(
         name="coder",

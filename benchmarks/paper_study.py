@@ -207,7 +207,7 @@ def summarize(results: Path, model: str) -> None:
             config, metrics = record["config"], record["metrics"]
             row |= {key: metrics[key] for key in ("title", "paper", "rule", "verdict")} | {"n": record["n"]}
             lengths = {n for suite in CLAIMS[row["claim"]].suites for n in config["scale"]["lengths"][suite]}
-            row |= {"steps": config["scale"]["steps"], "lengths": sorted(lengths)}
+            row |= {"steps": config["scale"]["steps"] if metrics["trainings"] else None, "lengths": sorted(lengths)}
     checks = [{"claim": name} | check for name, record in records.items() for check in record["metrics"]["checks"]]
     newest = max(records.values(), key=lambda record: record["created"])
     record = build_record(

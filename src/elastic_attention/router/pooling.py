@@ -58,17 +58,16 @@ def select_ends(start: Tensor, length: Tensor, num_pooled: int) -> tuple[Tensor,
 
 
 def count_ends(rank: Tensor, is_valid: Tensor, length: Tensor, num_pooled: int, *, count_overlap_twice: bool) -> Tensor:
-    """How often each token of `select_ends` counts in the mean of its sequence, (S, 2n) float32.
+    """How often tokens count in the mean of their sequence, (S, m) float32; 0 for those between the two ends.
 
     Args:
-        rank, is_valid: (S, 2n), of `select_ends`.
+        rank, is_valid: (S, m), as those of `select_ends`.
         length: (S,), tokens of each sequence.
         num_pooled: n.
     """
-    counts = is_valid.float()
-    if count_overlap_twice:
-        counts = counts * (1 + ((rank < num_pooled) & (rank >= length[:, None] - num_pooled)).float())
-    return counts
+    is_first, is_last = rank < num_pooled, rank >= length[:, None] - num_pooled
+    counts = (is_valid & (is_first | is_last)).float()
+    return counts * (1 + (is_first & is_last).float()) if count_overlap_twice else counts
 
 
 class BoundaryPool:
@@ -112,11 +111,8 @@ class BoundaryPool:
     def mean(self, *, count_overlap_twice: bool = False) -> Tensor:
         """Mean pooled key, (B, G, D) float32. An empty sequence gives zeros."""
         assert self._slots is not None and self._ranks is not None and self._total is not None
-        n, total, ranks = self.num_pooled, self._total[:, None], self._ranks[:, :-1]
-        is_first, is_last = ranks < n, ranks >= total - n
-        weight = ((ranks >= 0) & (is_first | is_last)).float()
-        if count_overlap_twice:
-            weight = weight * (1 + (is_first & is_last).float())
+        ranks, twice = self._ranks[:, :-1], count_overlap_twice
+        weight = count_ends(ranks, ranks >= 0, self._total, self.num_pooled, count_overlap_twice=twice)
         summed = (self._slots[:, :-1] * weight[..., None, None]).sum(1)
         return summed / weight.sum(1).clamp(min=1)[:, None, None]
 

@@ -22,11 +22,11 @@ from paper_statistics import Seeds, estimate, is_robust, is_sensitive, pick
 from elastic_attention import ElasticConfig
 from elastic_attention.config import StreamingConfig
 from elastic_attention.errors import ElasticAttentionError, RecipeError
-from elastic_attention.evaluation.answer_log import AnswerLog, Line
+from elastic_attention.evaluation.answer_log import Line
 from elastic_attention.evaluation.methods import Method, settle_method
-from elastic_attention.evaluation.plan import EvalPlan, Shard, list_batches
+from elastic_attention.evaluation.plan import EvalPlan
 from elastic_attention.evaluation.retrieval_heads import rank_retrieval_heads, save_retrieval_mask
-from elastic_attention.evaluation.runner import collect_lines, run_plan
+from elastic_attention.evaluation.runner import find_lines, run_plan
 from elastic_attention.evaluation.session import Base, describe_device
 from elastic_attention.evaluation.suite_run import hush_transformers
 from elastic_attention.records import build_record, write_file
@@ -157,16 +157,11 @@ class Lab:
         folder = self.output / "answers" / name / name_answers(entry, plan)
         if folder not in self._answers:
             with hold(folder):
-                self._answers[folder] = self._find_answers(plan, suite, folder) or self._run(entry, plan, suite, folder)
+                self._answers[folder] = find_lines(plan, suite, folder) or self._run(entry, plan, suite, folder)
         place = json.loads((folder / PLACE_FILE).read_text(encoding="utf-8"))
         if place not in self.places:
             self.places.append(place)
         return self._answers[folder]
-
-    def _find_answers(self, plan: EvalPlan, suite: KeptSuite, folder: Path) -> list[Line] | None:
-        if not folder.exists():
-            return None
-        return collect_lines(plan, list(list_batches(plan, suite)), AnswerLog(folder, Shard()))
 
     def _run(self, entry: Entry, plan: EvalPlan, suite: KeptSuite, folder: Path) -> list[Line]:
         self.check_time()

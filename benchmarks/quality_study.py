@@ -10,28 +10,25 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from mask_cutting import cut_mask
 from paper_samples import KeptSuite
 from paper_sharing import Busy, hold
 from paper_statistics import ROBUST
-from safetensors import safe_open
 
 from elastic_attention import ElasticConfig, StreamingConfig
-from elastic_attention.evaluation.answer_log import AnswerLog, Line
+from elastic_attention.evaluation.answer_log import Line
 from elastic_attention.evaluation.methods import Method, settle_method
-from elastic_attention.evaluation.plan import EvalPlan, Shard, list_batches
+from elastic_attention.evaluation.plan import EvalPlan
 from elastic_attention.evaluation.retrieval_heads import rank_retrieval_heads, save_retrieval_mask
-from elastic_attention.evaluation.runner import collect_lines, run_plan
+from elastic_attention.evaluation.runner import find_lines, run_plan
 from elastic_attention.evaluation.session import Base
 from elastic_attention.evaluation.suite_run import digest_adapter, fingerprint_weights, hush_transformers
-from elastic_attention.models.checkpoint import STATIC_FILE, read_static_adapter, save_static_routes
-from elastic_attention.models.static_masks import mark_sparsest
+from elastic_attention.models.checkpoint import read_static_routes
 from elastic_attention.tasks import KINDS, load_corpora
 from elastic_attention.training.recipe import Recipe
 from elastic_attention.training.trainer import train
 
 RANKED_SAMPLES, RANKED_TOKENS = 64, 2048
-# What a mask was made from, by the name of its numbers: 1 where larger ones are sparser, -1 where they are fuller.
-SIGNS = {"logits": 1, "log_alpha": -1, "alpha": -1, "retrieval_scores": -1}
 
 
 class TimeUp(Exception):
@@ -169,16 +166,12 @@ class Study:
 
     def cut(self, method: Method, source: Path, msr: float) -> Method:
         """The mask in `source` with at most the share `msr` of its heads sparse."""
-        mask, facts = read_static_adapter(source)
-        with safe_open(source / STATIC_FILE, framework="pt") as tensors:
-            name = next(name for name in SIGNS if name in tensors.keys())  # noqa: SIM118 - not a mapping
-            scores = tensors.get_tensor(name)
-        sparse = math.floor(msr * scores.numel() + 1e-6)
+        heads = read_static_routes(source).numel()
+        sparse = math.floor(msr * heads + 1e-6)
         folder = self.output / "cut" / f"{method.name}-{sparse}"
         if not folder.exists():
-            cut = mark_sparsest(SIGNS[name] * scores, sparse / scores.numel()).view(mask.shape)
-            save_static_routes(folder, cut, {name: scores}, facts)
-        return replace(method, folder=str(folder), target=round(sparse / scores.numel(), 3))
+            cut_mask(source, folder, sparse / heads)
+        return replace(method, folder=str(folder), target=round(sparse / heads, 3))
 
     def find_suite(self, label: str) -> list[tuple[float, tuple[str, ...]]]:
         """The mean MSR that a method has over the suite, and all kinds.
@@ -226,15 +219,11 @@ class Study:
             Busy: another process asks it.
         """
         plan, folder = self.plan([method], kinds, samples), self.output / "answers" / method.label
-        lines = self._find(plan, folder)
+        lines = find_lines(plan, self.suite, folder)
         if lines is None:
             with hold(folder):
-                lines = self._find(plan, folder) or self._run(plan, folder, method)
+                lines = find_lines(plan, self.suite, folder) or self._run(plan, folder, method)
         self.answers[method.label], self.methods[method.label] = lines, method
-
-    def _find(self, plan: EvalPlan, folder: Path) -> list[Line] | None:
-        batches = list(list_batches(plan, self.suite))
-        return collect_lines(plan, batches, AnswerLog(folder, Shard())) if folder.exists() else None
 
     def _run(self, plan: EvalPlan, folder: Path, method: Method) -> list[Line]:
         identity: dict[str, Any] = {

@@ -20,19 +20,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mask_cutting import cut_mask
 from paper_sharing import Busy, hold
 from paper_statistics import Cell, estimate, find_mastered, is_robust, is_sensitive, pick
-from safetensors.torch import load_file
 
 from elastic_attention.cli.train import train
-from elastic_attention.evaluation.answer_log import AnswerLog, Line
+from elastic_attention.evaluation.answer_log import Line
 from elastic_attention.evaluation.methods import Method
-from elastic_attention.evaluation.plan import EvalPlan, Shard, list_batches, parse_method
-from elastic_attention.evaluation.runner import collect_lines, run_plan
+from elastic_attention.evaluation.plan import EvalPlan, parse_method
+from elastic_attention.evaluation.runner import find_lines, run_plan
 from elastic_attention.evaluation.session import Base, describe_device, measure_peak_bytes, open_base
 from elastic_attention.evaluation.suite_run import digest_adapter, hush_transformers, make_plan
-from elastic_attention.models.checkpoint import STATIC_FILE, read_static_adapter, save_static_routes
-from elastic_attention.models.static_masks import mark_sparsest
 from elastic_attention.records import build_record, read_record, write_record
 from elastic_attention.tasks.suite import Suite, check_tasks, open_suite
 from elastic_attention.training.recipe import Recipe, load_recipe
@@ -40,8 +38,6 @@ from elastic_attention.training.recipe import Recipe, load_recipe
 Row = dict[str, Any]
 KINDS: dict[str, Callable[[Line], bool]] = {"all": lambda line: True, "sensitive": is_sensitive, "robust": is_robust}
 ROUTERS = ("head_router", "layer_router")
-# By the name of a mask's numbers: do the largest (1) or the smallest (-1) become sparse first?
-SIGNS = {"logits": 1, "log_alpha": -1, "alpha": -1}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,16 +95,6 @@ class Run:
         }
 
 
-def cut_mask(folder: Path, output: Path, msr: float) -> Path:
-    """The mask of `folder` with round(msr * heads) sparse heads, in the folder `output`; all layers have a row."""
-    mask, facts = read_static_adapter(folder)
-    numbers = {name: values for name, values in load_file(folder / STATIC_FILE).items() if name in SIGNS}
-    ((name, values),) = numbers.items()
-    assert values.shape == mask.shape
-    save_static_routes(output, mark_sparsest(SIGNS[name] * values, msr), numbers, facts | {"cut_at": msr})
-    return output
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Questions:
     """What every method is asked; each has a folder of answers of its own."""
@@ -137,12 +123,7 @@ class Questions:
 
     def find(self, method: Method) -> list[Line] | None:
         """All answers of a method; None as long as some are missing."""
-        plan, folder = self._plan(method), self.output / method.label
-        return (
-            collect_lines(plan, list(list_batches(plan, self.suite)), AnswerLog(folder, Shard()))
-            if folder.exists()
-            else None
-        )
+        return find_lines(self._plan(method), self.suite, self.output / method.label)
 
     def _plan(self, method: Method) -> EvalPlan:
         return replace(self.plan, methods=(method,))

@@ -4,6 +4,7 @@ import argparse
 import time
 from pathlib import Path
 
+import mask_cutting
 import pytest
 import quality_study
 import smollm2_quality
@@ -111,7 +112,7 @@ def test_everybody_is_asked_and_a_stopped_study_goes_on(study, folder, monkeypat
 def test_masks_are_cut_in_the_order_of_their_numbers(study, tmp_path):
     made = study()
     scores = torch.tensor([[0.1, 0.9], [0.5, 0.4], [0.8, 0.2]])
-    for name, sign in quality_study.SIGNS.items():
+    for name, sign in mask_cutting.SIGNS.items():
         save_static_routes(tmp_path / name, torch.zeros(3, 2, dtype=torch.bool), {name: scores}, {})
         method = made.cut(smollm2_quality.Method(name=f"cut_{name}"), tmp_path / name, 0.5)
         wanted = scores >= 0.5 if sign > 0 else scores < 0.5

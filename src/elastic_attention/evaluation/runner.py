@@ -118,6 +118,13 @@ def collect_lines(plan: EvalPlan, batches: Sequence[Batch], log: AnswerLog) -> l
     return [log.done[key] for key in keys] if all(key in log.done for key in keys) else None
 
 
+def find_lines(plan: EvalPlan, suite: Suite, folder: Path) -> list[Line] | None:
+    """The lines that a run of one process left in `folder`; None if some are missing."""
+    if not folder.exists():
+        return None
+    return collect_lines(plan, list(list_batches(plan, suite)), AnswerLog(folder, Shard()))
+
+
 def claim_folder(output: Path, identity: dict[str, Any]) -> None:
     """Note whose answers a folder holds, so that answers of different models or samples never mix.
 

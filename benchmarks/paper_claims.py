@@ -49,6 +49,7 @@ class Training:
         sensitive: MSR of the sensitive categories alone, low = high as in the paper.
         pooled, width: `pooled_tokens` and `hidden_factor` of the routers.
         temperature: start and end.
+        noise: `noise_end` of the temperature.
         only: train on "sensitive" or "robust" categories alone.
         is_short: train on short samples alone.
     """
@@ -60,6 +61,7 @@ class Training:
     pooled: int | None = None
     width: int | None = None
     temperature: tuple[float, float] | None = None
+    noise: float | None = None
     only: str | None = None
     is_short: bool = False
 
@@ -228,9 +230,11 @@ CLAIMS: dict[str, Claim] = {
         rule="cooling to 1.0 and to 0.4 are each above a constant 1.5",
         entries=(
             DENSE,
-            Entry(name="to_0.4", training=SSA),  # what the recipes have
-            _train("constant", temperature=(1.5, 1.5)),
-            _train("to_1.0", temperature=(1.5, 1.0)),
+            # With all of the noise, as in the papers; less of it in the end cools as well.
+            *(
+                _train(name, temperature=(1.5, end), noise=1.0)
+                for name, end in (("to_0.4", 0.4), ("constant", 1.5), ("to_1.0", 1.0))
+            ),
         ),
         judge=judge_temperature,
     ),

@@ -102,6 +102,8 @@ def adapt_recipe(recipe: Recipe, wanted: Training, scale: Scale, folder: Path) -
     if wanted.temperature:
         start, end = wanted.temperature
         temperature = dataclasses.replace(temperature, start=start, end=end)
+    if wanted.noise is not None:
+        temperature = dataclasses.replace(temperature, noise_end=wanted.noise)
     pairs: dict[str, dict[str, Any]] = {
         "fa_ssa": {},
         "fa_xa": {"pattern": XAttentionConfig()},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ from elastic_attention.evaluation.retrieval_heads import rank_retrieval_heads, s
 from elastic_attention.evaluation.runner import find_lines, run_plan
 from elastic_attention.evaluation.session import Base
 from elastic_attention.evaluation.suite_run import digest_adapter, fingerprint_weights, hush_transformers
-from elastic_attention.models.checkpoint import read_static_routes
+from elastic_attention.models.checkpoint import CONFIG_FILE, read_static_routes
 from elastic_attention.tasks import KINDS, load_corpora
 from elastic_attention.training.recipe import Recipe
 from elastic_attention.training.trainer import train
@@ -40,9 +39,9 @@ class Contestant:
     """Who is asked.
 
     Attributes:
-        method: without the folder that the study makes itself.
+        method: with the folder of an adapter that others make and the study waits for, or without one.
         samples: of each kind.
-        recipe: trains its adapter or mask; None for what ships, needs nothing, or is ranked (retrieval heads).
+        recipe: trains its adapter or mask; None for what is given, needs nothing, or is ranked (retrieval heads).
         like: label of the routers whose MSR its mask is cut at; "" for what is no mask.
         place: where the mask has that MSR, over the "suite" or on each sensitive "kind".
     """
@@ -80,18 +79,14 @@ class Study:
     cuts: dict[tuple[str, str, str], list[str]] = field(default_factory=dict)
 
     def take_all(self, contestants: Sequence[Contestant]) -> None:
-        """Do what no other process does, until everything is done; what is trained comes first.
+        """Always the first one that can answer and that no other process asks, until everybody has answered.
 
         Raises:
             TimeUp: past the deadline.
         """
         waiting = list(contestants)
-        for contestant in contestants:
-            self.check_time()
-            with contextlib.suppress(Busy):
-                self.prepare(contestant)
         while waiting:
-            for contestant in list(waiting):
+            for contestant in waiting:
                 self.check_time()
                 try:
                     for method, kinds in self.settle(contestant):
@@ -99,7 +94,9 @@ class Study:
                 except Busy:
                     continue
                 waiting.remove(contestant)
-            time.sleep(1 if waiting else 0)
+                break
+            else:
+                time.sleep(1)
 
     def check_time(self, label: str = "") -> None:
         """Raise TimeUp past the deadline."""
@@ -129,6 +126,10 @@ class Study:
         Raises:
             Busy: another process makes it.
         """
+        if contestant.method.folder:
+            if not (Path(contestant.method.folder) / CONFIG_FILE).exists():
+                raise Busy(contestant.method.folder)
+            return Path(contestant.method.folder)
         if contestant.recipe is not None:
             return self.train(contestant)
         return self.rank() if contestant.like else None
@@ -138,8 +139,8 @@ class Study:
         method, recipe = contestant.method, contestant.recipe
         assert recipe is not None
         folder = self.output / "trained" / (method.name if contestant.like else method.label)
-        if not (folder / "adapter").exists():
-            with hold(folder):
+        with hold(folder):
+            if not (folder / "adapter").exists():
                 left, base = self.deadline - time.monotonic(), self.base
                 found = train(recipe, folder, max_seconds=left, model=base.model, tokenizer=base.tokenizer)
                 if not found["is_finished"]:
@@ -150,8 +151,8 @@ class Study:
     def rank(self) -> Path:
         """The mask of the heads with most attention on needles; ranked, unless it is there."""
         folder = self.output / "trained" / "retrieval_heads"
-        if not folder.exists():
-            with hold(folder):
+        with hold(folder):
+            if not folder.exists():
                 model, pattern = self.base.model, ElasticConfig.for_model(self.base.model).sparse_pattern
                 assert isinstance(pattern, StreamingConfig)  # what `for_model` takes by default
                 scores = rank_retrieval_heads(
@@ -169,8 +170,9 @@ class Study:
         heads = read_static_routes(source).numel()
         sparse = math.floor(msr * heads + 1e-6)
         folder = self.output / "cut" / f"{method.name}-{sparse}"
-        if not folder.exists():
-            cut_mask(source, folder, sparse / heads)
+        with hold(folder):
+            if not folder.exists():
+                cut_mask(source, folder, sparse / heads)
         return replace(method, folder=str(folder), target=round(sparse / heads, 3))
 
     def find_suite(self, label: str) -> list[tuple[float, tuple[str, ...]]]:
@@ -212,18 +214,28 @@ class Study:
         )
 
     def ask(self, method: Method, kinds: tuple[str, ...], samples: int) -> None:
-        """Ask a method, unless it has answered.
+        """Ask a method what it has not answered; processes share the kinds.
 
         Raises:
             TimeUp: past the deadline.
-            Busy: another process asks it.
+            Busy: other processes ask it the kinds that are left.
         """
-        plan, folder = self.plan([method], kinds, samples), self.output / "answers" / method.label
-        lines = find_lines(plan, self.suite, folder)
-        if lines is None:
-            with hold(folder):
-                lines = find_lines(plan, self.suite, folder) or self._run(plan, folder, method)
+        if method.label in self.answers:
+            return
+        lines: list[Line] = []
+        busy: list[str] = []
+        for kind in kinds:
+            plan, folder = self.plan([method], (kind,), samples), self.output / "answers" / method.label / kind
+            try:
+                with hold(folder):  # also to read them: opening answers writes them anew
+                    lines += find_lines(plan, self.suite, folder) or self._run(plan, folder, method)
+            except Busy:
+                busy.append(kind)
+        if busy:
+            raise Busy(f"{method.label}: {', '.join(busy)}")
         self.answers[method.label], self.methods[method.label] = lines, method
+        score, msr = (sum(getattr(x, key) for x in lines) / len(lines) for key in ("score", "msr"))
+        print(f"{method.label}: {score:.3f} at MSR {msr:.3f}", flush=True)
 
     def _run(self, plan: EvalPlan, folder: Path, method: Method) -> list[Line]:
         identity: dict[str, Any] = {
@@ -232,7 +244,6 @@ class Study:
         }
         if method.folder or method.name == "routed":  # without a folder: what ships for the model
             identity["adapter"] = digest_adapter(method.folder or self.routers, self.base.model)
-        began = time.monotonic()
         with hush_transformers():
             self.suite.prepare(self.plan([method], self.suite.tasks, self.samples), self.base.tokenizer, self.workers)
             lines = run_plan(
@@ -246,6 +257,4 @@ class Study:
                 advance=self.check_time,
             )
         assert lines is not None  # one shard is the whole run
-        score, msr = (sum(getattr(x, key) for x in lines) / len(lines) for key in ("score", "msr"))
-        print(f"{method.label}: {score:.3f} at MSR {msr:.3f}, {time.monotonic() - began:.0f} s", flush=True)
         return lines

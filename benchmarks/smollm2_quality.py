@@ -5,7 +5,8 @@
 Masks are trained by the same trainer, for the same steps on the same data, and everybody answers the same held-out
 samples through the runner of `elastic-attn eval`. Masks are cut at the MSR of the routers over the suite, and once more
 at the one on each sensitive kind. Adapters and answers stay in --output, so a run that was stopped goes on; processes
-with the same command share the work. `--max-minutes` stops in time; the record says whether it is complete.
+with the same command share the work, also with a training that has yet to write the adapters of `--routers` and
+`--fa-xa`. `--max-minutes` stops in time; the record says whether it is complete.
 """
 
 from __future__ import annotations
@@ -48,7 +49,6 @@ KIND_GROUPS: dict[str, Callable[[Line], bool]] = {
     "sensitive": is_sensitive,
     "robust": is_robust,
 }
-ROUTERS = ("routed", "routed-again")
 Row = dict[str, Any]
 
 
@@ -80,24 +80,39 @@ def aim_at(recipe: Recipe, target: float, source: str, steps: int) -> Recipe:
 def list_contestants(recipe: Recipe, options: argparse.Namespace) -> list[Contestant]:
     """Who is asked what beside the frontier, the most important first."""
     msr, whole, few = options.aim, options.samples, min(options.few_samples, options.samples)
-    again = change_source(recipe, recipe.routes.source, recipe.steps)
-    rows = [Contestant(method=Method(name=name), samples=whole) for name in ("dense", "routed")]
-    rows.append(Contestant(method=Method(name="routed", note="again"), recipe=again, samples=whole))
-    for place in ("suite", "kind"):
-        for router in ROUTERS:
-            note = f"kind-{router}" if place == "kind" else ""
-            for name, source in MASKS.items():
-                trained = aim_at(recipe, msr, source, recipe.steps) if source else None
-                count = whole if place == "suite" else min(options.kind_samples, whole)
-                method = Method(name=name, note=note)
-                rows.append(Contestant(method=method, samples=count, recipe=trained, like=router, place=place))
+    rows = [
+        Contestant(method=Method(name="dense"), samples=whole),
+        Contestant(method=Method(name="routed", folder=options.routers), samples=whole),
+    ]
+    masks = {
+        place: [
+            Contestant(
+                method=Method(name=name, note="kind-routed" if place == "kind" else ""),
+                samples=whole,
+                recipe=aim_at(recipe, msr, source, recipe.steps) if source else None,
+                like="routed",
+                place=place,
+            )
+            for name, source in MASKS.items()
+        ]
+        for place in ("suite", "kind")
+    }
+    others = {}
     for name, parts in OTHER_ROUTERS.items():
         source = "layer_router" if name == "flux" else "head_router"
-        short = dataclasses.replace(change_source(recipe, source, options.short_steps), **parts)
-        rows.append(Contestant(method=Method(name=name), recipe=short, samples=few))
-    rows.append(Contestant(method=Method(name="routed", decode="full", note="full"), samples=few))
-    for name, target in (("all_sparse", None), ("random", msr), ("xattention", None), ("triangle_mix", None)):
-        rows.append(Contestant(method=Method(name=name, target=target), samples=few))
+        steps = recipe.steps if name == "fa_xa" else options.short_steps
+        trained = dataclasses.replace(change_source(recipe, source, steps), **parts)
+        others[name] = Contestant(method=Method(name=name), recipe=trained, samples=whole if name == "fa_xa" else few)
+    if options.fa_xa:
+        others["fa_xa"] = Contestant(method=Method(name="fa_xa", folder=options.fa_xa), samples=whole)
+    rows += [*masks["suite"], others.pop("fa_xa"), *masks["kind"]]
+    for name, target in (("all_sparse", None), ("random", msr)):
+        rows.append(Contestant(method=Method(name=name, target=target), samples=whole))
+    rows += others.values()
+    rows.append(
+        Contestant(method=Method(name="routed", folder=options.routers, decode="full", note="full"), samples=few)
+    )
+    rows += [Contestant(method=Method(name=name), samples=few) for name in ("xattention", "triangle_mix")]
     return rows
 
 
@@ -178,12 +193,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", type=Path, default=ROOT / "recipes" / "smollm2-head-router.toml")
     parser.add_argument("--output", type=Path, default=Path("runs/quality"))
+    parser.add_argument("--routers", help="adapter of FA-SSA, waited for if need be; default: what ships")
+    parser.add_argument("--fa-xa", help="adapter of FA-XA, waited for if need be; default: trained here")
     parser.add_argument("--record", type=Path, default=Path("results/quality.json"))
     parser.add_argument("--samples", type=int, default=402, help="held-out samples of each kind")
-    parser.add_argument("--few-samples", type=int, default=60, help="of each kind, for all but routers and masks")
-    parser.add_argument("--kind-samples", type=int, default=201, help="of each kind, for masks cut at its own MSR")
+    parser.add_argument("--few-samples", type=int, default=60, help="of each kind, for what nobody's verdict rests on")
     parser.add_argument("--lengths", type=int, nargs="+", default=list(LENGTHS), help="tokens of the prompts")
-    parser.add_argument("--steps", type=int, help="of the masks and of the routers beside those that ship")
+    parser.add_argument("--steps", type=int, help="of the masks, and of FA-XA where it is trained here")
     parser.add_argument("--short-steps", type=int, default=60, help="of routers with other patterns or granularity")
     parser.add_argument("--frontier-steps", type=int, default=40, help="of each point of the frontier")
     parser.add_argument("--frontier-tokens", type=int, default=32_768, help="tokens of such a step")
@@ -215,8 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     is_complete = True
     try:
-        study.take_all(list_contestants(recipe, options))
-        study.take_all(list_frontier(recipe, options))
+        study.take_all(list_contestants(recipe, options) + list_frontier(recipe, options))
     except TimeUp:
         is_complete = False
         print("Stopped in time; run the same command again to go on.", flush=True)

@@ -112,9 +112,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device = torch.device(choose_local_device(str(choose_device(options.device))))
     with _start_processes(device):
         bench = TrainingBench(options, device, began)
-        for sequence in options.sequence:
+        for load, sequence in itertools.product(options.loads, options.sequence):
             with join_ranks(ParallelConfig(sequence=sequence, weights=options.weights), device) as ranks:
-                bench.run(ranks, sequence)
+                bench.run(ranks, sequence, load)
     return 0
 
 
@@ -142,23 +142,22 @@ class TrainingBench:
         self.model = build_model(options.model, options.layers, device)
         self.loads = {name: draw_pack(name, options.tokens) for name in options.loads}
 
-    def run(self, ranks: Ranks, sequence: int) -> None:
-        """All cells of one way to share packs."""
+    def run(self, ranks: Ranks, sequence: int, load: str) -> None:
+        """All cells of one load and one way to share packs."""
         for way, settings in self.list_engines(sequence):
             engine = ParallelEngine(build_recipe(self.options, sequence, **settings), self.model, ranks)
             use_reference(way == "reference")
-            for load in self.options.loads:
-                values = (
-                    self.options.model, len(find_layers(self.model)), self.options.tokens, ranks.world_size, sequence,
-                    self.options.weights or ranks.world_size, load, way,
-                )  # fmt: skip
-                cell = dict(zip(CELL, values, strict=False)) | settings
-                if ranks.agree(time.perf_counter() - self.began > self.options.max_seconds):
-                    self.skipped.append(cell | {"reason": "the time is up"})
-                else:
-                    self.try_measuring(engine, ranks, cell)
-                if ranks.is_first:
-                    self.save()
+            values = (
+                self.options.model, len(find_layers(self.model)), self.options.tokens, ranks.world_size, sequence,
+                self.options.weights or ranks.world_size, load, way,
+            )  # fmt: skip
+            cell = dict(zip(CELL, values, strict=False)) | settings
+            if ranks.agree(time.perf_counter() - self.began > self.options.max_seconds):
+                self.skipped.append(cell | {"reason": "the time is up"})
+            else:
+                self.try_measuring(engine, ranks, cell)
+            if ranks.is_first:
+                self.save()
             engine.close()
             use_reference(False)
 

@@ -64,6 +64,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--new-tokens", type=int, default=96)
     parser.add_argument("--least", type=float, default=8.0, help="seconds of measuring a cell")
     parser.add_argument("--layers", type=int, help="fewer layers than the shape has")
+    parser.add_argument("--ranks", type=int, default=1, help="GPUs that share the heads (tensor parallel)")
     parser.add_argument("--graphs", default="FULL_DECODE_ONLY", help="vLLM's cudagraph_mode, of all ways")
     parser.add_argument("--compile", type=int, default=0, help="vLLM's compilation mode, of all ways")
     parser.add_argument("--block-size", type=int, default=128)
@@ -136,6 +137,7 @@ def measure_way(options: argparse.Namespace) -> list[dict[str, Any]]:
         skip_tokenizer_init=True,
         load_format="dummy",
         dtype=options.dtype,
+        tensor_parallel_size=options.ranks,
         max_model_len=max(tokens + new_tokens[tokens, count] for tokens, count in cells) + 1,
         max_num_seqs=max(sizes),
         enable_prefix_caching=False,
@@ -248,7 +250,7 @@ def main() -> None:
             if subprocess.run(command).returncode:
                 print(f"{way} failed", file=sys.stderr, flush=True)
             rows = kept + gather_rows(folder)
-            keys = ("msr", "new_tokens", "least", "block_size", "chunk", "graphs", "compile")
+            keys = ("ranks", "msr", "new_tokens", "least", "block_size", "chunk", "graphs", "compile")
             record = build_record(
                 "benchmarks/vllm_engine.py",
                 config={"shape": options.shape} | {key: getattr(options, key) for key in keys},

@@ -176,6 +176,18 @@ def test_all_trainings_make_recipes(tiny, tmp_path):
             assert lab.build_recipe(dataclasses.replace(training, target=target), 0).steps == 2
 
 
+def test_temperatures_are_compared_with_all_of_the_noise(tiny, tmp_path):
+    with (tmp_path / "recipes" / "tiny.toml").open("a", encoding="utf-8") as stream:
+        stream.write("[temperature]\nnoise_end = 0.1\n")
+    lab = paper_lab.Lab(
+        base=None, scale=TINY, recipes=tmp_path / "recipes", output=tmp_path, corpora=None, deadline=0.0
+    )  # fmt: skip
+    plain = lab.build_recipe(Training(), 0).temperature
+    compared = [lab.build_recipe(e.training, 0).temperature for e in CLAIMS["temperature"].entries if e.training]
+    assert plain.noise_end == 0.1 and all(one.noise_end == 1.0 for one in compared)
+    assert [one.end for one in compared] == [0.4, 1.5, 1.0]
+
+
 def test_pictures_of_what_there_is(tmp_path):
     entries = {
         "static_msr": {f"heads_{t}": t for t in (0.1, 0.5)},

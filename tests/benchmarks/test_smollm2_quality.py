@@ -26,8 +26,9 @@ from tiny_models import attach_tiny, make_model, random_routes
 
 RECIPE = load_recipe(Path(smollm2_quality.ROOT) / "recipes" / "smollm2-head-router.toml")
 OPTIONS = argparse.Namespace(
-    samples=4, few_samples=2, kind_samples=4, aim=0.7, short_steps=1, targets=[0.6], frontier_tokens=1, frontier_steps=1
-)
+    samples=4, few_samples=2, aim=0.7, short_steps=1, targets=[0.6], frontier_tokens=1, frontier_steps=1, routers=None,
+    fa_xa=None,
+)  # fmt: skip
 PATTERN = to_dict(StreamingConfig(num_sink_tokens=64, local_window=128, block_size=64))
 NAMES = {"static": "logits", "hard_concrete": "log_alpha", "alpha": "alpha"}
 
@@ -95,16 +96,16 @@ def test_everybody_is_asked_and_a_stopped_study_goes_on(study, folder, monkeypat
     plain = [label for label in labels if label not in at_kind]
     masks = [label for label in plain if label.partition("@")[0] in smollm2_quality.MASKS and "frontier" not in label]
     assert [label for label in plain if label not in masks] == [
-        "dense", "routed", "routed-again", "routed-full", "all_sparse", "random@0.700", "xattention", "triangle_mix",
+        "dense", "routed", "all_sparse", "random@0.700", "routed-full", "xattention", "triangle_mix",
         "routed@0.600-frontier", "static@0.600-frontier",
     ]  # fmt: skip
-    assert [len(made.answers[label]) for label in plain if label not in masks] == [8] * 3 + [4] * 7
+    assert [len(made.answers[label]) for label in plain if label not in masks] == [8] * 4 + [4] * 5
     for (router, name, place), own in made.cuts.items():  # no more sparse heads than the routers have there
         ((msr, kinds),) = made.find_suite(router) if place == "suite" else made.find_kinds(router)
         assert own == [f"{name}@{int(msr * 6 + 1e-6) / 6:.3f}" + (f"-kind-{router}" if place == "kind" else "")]
         assert {line.task for line in made.answers[own[0]]} == set(kinds)
         assert all(msr - 1 / 6 < line.msr <= msr + 1e-6 for line in made.answers[own[0]])
-    assert len(made.cuts) == 2 * 4 * 2 and kinds == ("needle",)
+    assert len(made.cuts) == 4 * 2 and kinds == ("needle",)
     monkeypatch.setattr("elastic_attention.evaluation.runner.ask_samples", None)  # nothing is asked again
     assert study(60).answers == made.answers
 
@@ -131,13 +132,13 @@ def test_the_record_is_what_the_tables_read(study):
     kinds = {row["kind"]: row for row in found["by_kind"]}
     assert kinds["needle"]["dense"] == 1.0 and kinds["prose"]["dense"] == 0.0 and kinds["needle"]["n"] == 4
     gains = {(g["router"], g["mask"], g["kinds"], g["same_msr_on"]): g for g in found["gains"]}
-    assert len(gains) == 2 * 4 * (2 + 1)  # all and sensitive kinds, and at the kind's own MSR the sensitive one
+    assert len(gains) == 4 * (2 + 1)  # all and sensitive kinds, and at the kind's own MSR the sensitive one
     assert gains["routed", "prulong", "sensitive", "suite"]["low"] == 1.0
     at_kind = gains["routed", "prulong", "sensitive", "kind"]
     assert at_kind["value"] == 1.0 and at_kind["msr_router"] - 1 / 6 < at_kind["msr_mask"] <= at_kind["msr_router"]
     table = render_quality({"metrics": found})
     assert table.index("| needle |") < table.index("Outside the mean") < table.index("| prose |")
-    assert render_frontier({"metrics": found}).count("| routed |") == 4
+    assert render_frontier({"metrics": found}).count("| routed |") == 3
     line = next(
         line for line in render_gains({"metrics": found}).splitlines() if "| routed | prulong | on the suite" in line
     )

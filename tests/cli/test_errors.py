@@ -60,7 +60,7 @@ def test_no_routers_ship_for_the_model(call, tiny, document):
     assert_one_line(call("inspect", "--prompt-file", document, *tiny[:2], *tiny[4:]), "No routers ship")
 
 
-@pytest.mark.parametrize("device", ["potato", "cpu:x"])
+@pytest.mark.parametrize("device", ["potato", "cpu:x", "meta"])
 def test_unknown_device(call, device):
     assert_one_line(call("bench", "--device", device), device, "--device cpu")
 
@@ -95,6 +95,15 @@ def test_report_without_what_it_needs(call, arguments, word):
 
 def test_record_into_a_folder(call, tiny, document, tmp_path):
     assert_one_line(call("inspect", "--prompt-file", document, "--json", tmp_path, *tiny), str(tmp_path))
+
+
+def test_a_folder_for_the_record_is_refused_before_the_work(call, tmp_path):
+    assert_one_line(call("bench", "--device", "potato", "--json", tmp_path), str(tmp_path), "folder")
+
+
+@pytest.mark.parametrize("budget", ["nan", "inf"])
+def test_a_budget_that_is_no_number(call, tiny, document, budget):
+    assert_one_line(call("inspect", "--prompt-file", document, "--budget", budget, *tiny), f"--budget {budget}")
 
 
 def test_wrong_usage(call):

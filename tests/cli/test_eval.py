@@ -80,6 +80,7 @@ def test_problems_from_a_file(evaluate, tmp_path):
 def test_nothing_could_be_asked(evaluate):
     code, out, _ = evaluate(*RULER[:4], "--lengths", "300", "--samples", "1", "--methods", "dense")
     assert code == 1 and "2 samples could not be asked" in out and "greater length" in out
+    assert "mean" not in out, "a table without a row says nothing"
 
 
 def test_a_model_without_chat_template(evaluate, monkeypatch):
@@ -174,3 +175,11 @@ def test_another_run_in_the_folder(evaluate):
     assert evaluate(*RULER, "--methods", "dense")[0] == 0
     code, _, err = evaluate(*RULER, "--methods", "dense", "--seed", "2")
     assert code == 2 and "another run" in err
+
+
+@pytest.mark.parametrize("text", ["{bad", "[]", "\udcff"])
+def test_a_folder_whose_run_cannot_be_read(evaluate, tmp_path, text):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/run.json").write_bytes(text.encode(errors="surrogateescape"))
+    code, _, err = evaluate(*RULER, "--methods", "dense", "--output", "other")
+    assert code == 2 and "run.json is no file of an evaluation" in err

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from captured_caches import CASES, run_cases
+from elastic_attention import XAttentionConfig
 from elastic_attention.models.captured import CapturedDecoder, SamplingConfig, generate_captured
 from elastic_attention.types import HeadRoutes
-from tiny_models import attach_tiny, left_padded, make_model, random_routes, text
+from tiny_models import attach_tiny, elastic_config, left_padded, make_model, random_routes, text
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 NEW = 40
@@ -50,10 +51,16 @@ def test_routes_are_those_of_the_cpu():
     assert handle.backend == "triton" and torch.equal(handle.report()["routes"], wanted)
 
 
+XATTENTION = dict(
+    num_sink_tokens=None, local_window=None, block_size=None, sparse_pattern=XAttentionConfig(block_size=16, stride=4)
+)
+
+
 @pytest.mark.parametrize("backend", ["triton", "auto"])
-def test_a_prefill_never_waits(backend):
+@pytest.mark.parametrize("changes", [{}, XATTENTION], ids=["streaming", "xattention"])
+def test_a_prefill_never_waits(backend, changes):
     model = make_model().cuda().bfloat16()
-    handle = attach_tiny(model, backend=backend)
+    handle = attach_tiny(model, config=elastic_config(model, **changes), backend=backend)
     ids = text(200, rows=2).cuda()
     with torch.no_grad():
         model(ids, use_cache=True)

@@ -61,6 +61,23 @@ def test_gumbel_argmax_follows_the_softmax_of_the_logits(logit, temperature):
     assert abs(sampler(logits, 0).double().mean() - p) < 5 * math.sqrt(p * (1 - p) / 40_000)
 
 
+@pytest.mark.parametrize("scale", [0.5, 0.1])
+def test_less_noise_draws_as_larger_logits_would(scale):
+    sampler = RouteSampler(noise=noise(list(range(20_000))), temperature=1.0, noise_scale=scale)
+    p = 1 / (1 + math.exp(-0.1 / scale))
+    drawn = sampler(torch.tensor([0.0, 0.1]).expand(20_000, 2, 2), 0)
+    assert abs(drawn.double().mean() - p) < 5 * math.sqrt(p * (1 - p) / 40_000)
+
+
+def test_without_noise_routes_are_those_of_inference():
+    sampler = RouteSampler(noise=noise(list(range(50))), temperature=1.0, noise_scale=0.0)
+    logits = torch.randn(50, 3, 2, requires_grad=True)
+    routes = sampler(logits, 0)
+    assert torch.equal(routes.detach().bool(), logits[..., 1] > logits[..., 0])
+    (gradient,) = torch.autograd.grad(routes.sum(), logits)
+    assert gradient.abs().min() > 0
+
+
 def test_straight_through_gradient_against_enumeration():
     """z = one_hot(argmax) + y - stop(y): the value is hard, the gradient is that of the softmax, written out."""
     logits = torch.randn(6, 3, 2, requires_grad=True)
@@ -87,6 +104,12 @@ def test_straight_through_gradient_against_enumeration():
 def test_temperature_must_be_positive(temperature):
     with pytest.raises(ValueError, match="temperature="):
         RouteSampler(noise=noise([1]), temperature=temperature)
+
+
+@pytest.mark.parametrize("scale", [-0.1, 1.1, math.nan])
+def test_noise_scale_must_be_a_ratio(scale):
+    with pytest.raises(ValueError, match="noise_scale="):
+        RouteSampler(noise=noise([1]), temperature=1.0, noise_scale=scale)
 
 
 def test_extreme_noise_stays_finite():

@@ -39,6 +39,7 @@ def test_what_may_differ(other):
             dataclasses.replace(RECIPE, temperature=TemperatureConfig(schedule="exponential")),
             "temperature.schedule is exponential there and absent here",
         ),
+        (dataclasses.replace(RECIPE, temperature=TemperatureConfig(noise_end=0.1)), "temperature.noise_end is 0.1"),
         (dataclasses.replace(RECIPE, intervals={"code": RECIPE.intervals["code"]}), "intervals.few_shot.high is"),
     ],
 )

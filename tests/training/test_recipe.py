@@ -41,6 +41,7 @@ def test_patterns_of_a_recipe(tmp_path):
         (GOOD + "[temperature]\nrate = -1.0\n", "temperature.rate=-1.0"),
         (GOOD + "[temperature]\nfinal_p = nan\n", "final_p=nan"),
         (GOOD + "[temperature]\nrate = inf\n", "rate=inf"),
+        (GOOD + "[temperature]\nnoise_end = 1.5\n", "noise_end=1.5"),
         (GOOD + "[temperature]\nstart = inf\n", "start=inf"),
         (GOOD.replace("steps = 3", 'steps = "3"'), "steps"),
         (GOOD.replace("steps = 3\n", ""), "steps"),

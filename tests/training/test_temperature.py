@@ -3,7 +3,7 @@ import math
 import pytest
 
 from elastic_attention.training.recipe import OptimizerConfig, TemperatureConfig
-from elastic_attention.training.schedule import learning_rate_at, temperature_at
+from elastic_attention.training.schedule import learning_rate_at, noise_scale_at, temperature_at
 
 
 def test_the_rate_warms_up_and_decays():
@@ -18,6 +18,12 @@ def test_the_cosine_reaches_its_end():
     assert temperature_at(temperature, 0, 100) == 1.5
     assert temperature_at(temperature, 25, 100) == pytest.approx(1.0)
     assert {temperature_at(temperature, step, 100) for step in (50, 75, 99)} == {0.5}
+
+
+def test_the_noise_falls_to_its_end():
+    assert {noise_scale_at(TemperatureConfig(), step, 100) for step in (0, 50, 99)} == {1.0}
+    falling = TemperatureConfig(ratio=0.5, noise_end=0.2)
+    assert [noise_scale_at(falling, step, 100) for step in (0, 25, 50, 99)] == pytest.approx([1.0, 0.6, 0.2, 0.2])
 
 
 def test_a_cosine_over_no_steps_is_its_end():

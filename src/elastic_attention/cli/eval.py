@@ -118,7 +118,8 @@ def evaluate(
         console.print(f"Part {part.index} of {part.count} is done; the last part of {output} brings the record.")
         return
     metrics = record["metrics"]
-    console.print(_build_table(metrics))
+    if metrics["rows"]:
+        console.print(_build_table(metrics))
     _print_notes(metrics, console)
     write_json(json, record, console)
     if not metrics["counts"]["asked"]:

@@ -1,5 +1,6 @@
 """Options that several commands share, and what every command does with them."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -7,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from ..errors import ElasticAttentionError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,6 +33,19 @@ class Dtype(StrEnum):
     float16 = "float16"
 
 
+def _check_budget(budget: float) -> float:
+    if not math.isfinite(budget):
+        raise ElasticAttentionError(f"--budget {budget} must be a finite number.")
+    return budget
+
+
+def _check_record_path(path: Path | None) -> Path | None:
+    """Before the work that the record tells of, not behind it."""
+    if path is not None and path.is_dir():
+        raise ElasticAttentionError(f"--json {path} is a folder; name a file.")
+    return path
+
+
 Model = Annotated[str, typer.Option(help="'smollm2' (fetched once), a folder, or a hub id.")]
 Routers = Annotated[
     str | None, typer.Option(help="Adapter folder or hub id. Default: the routers that ship with the package.")
@@ -39,10 +55,15 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, … Default
 DtypeOption = Annotated[
     Dtype | None, typer.Option("--dtype", help="Default: bfloat16 where the device has it, else float32.")
 ]
-Budget = Annotated[float, typer.Option(help="Added to every sparse logit: above 0 sparser, below 0 fuller.")]
+Budget = Annotated[
+    float, typer.Option(callback=_check_budget, help="Added to every sparse logit: above 0 sparser, below 0 fuller.")
+]
 DecodeOption = Annotated[Decode, typer.Option("--decode", help="Sparse heads keep sink and window only, or all keys.")]
 Backend = Annotated[str, typer.Option(help="auto, cpu (PyTorch's kernels, any device) or reference (slow, exact).")]
-Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the record of this run.")]
+Json = Annotated[
+    Path | None,
+    typer.Option("--json", metavar="FILE", callback=_check_record_path, help="Write the record of this run."),
+]
 
 
 def open_console() -> "Console":

@@ -132,14 +132,22 @@ def claim_folder(output: Path, identity: dict[str, Any]) -> None:
         ElasticAttentionError: it holds those of another run; names what differs.
     """
     path, text = output / RUN_FILE, json.dumps(identity, indent=2, sort_keys=True, default=str) + "\n"
-    if path.exists() and (found := path.read_text(encoding="utf-8")) != text:
-        before, now = json.loads(found), json.loads(text)
+    if path.exists() and (found := path.read_text(encoding="utf-8", errors="replace")) != text:
+        before, now = _read_identity(path, found), json.loads(text)
         differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
         raise ElasticAttentionError(
             f"{output} holds answers of another run (other {', '.join(differing)}); choose another --output or remove "
             "that folder."
         )
     write_file(path, text)
+
+
+def _read_identity(path: Path, text: str) -> dict[str, Any]:
+    with contextlib.suppress(ValueError):
+        found = json.loads(text)
+        if isinstance(found, dict):
+            return found
+    raise ElasticAttentionError(f"{path} is no file of an evaluation; choose another --output or remove that folder.")
 
 
 def build_batches(

@@ -118,7 +118,7 @@ def choose_device(name: str | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.ones(1, device=device).item()  # the device "meta" makes tensors that hold nothing
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0].partition(":")[0].rstrip(".")
         raise BackendUnavailable(f"device {name!r} cannot be used: {reason}. Use --device cpu.") from error

@@ -63,14 +63,23 @@ class RouteNoise:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RouteSampler:
-    """Hard routes with a soft gradient: z = hard + y - stop_gradient(y), y = softmax((logits + g) / temperature)."""
+    """Hard routes with a soft gradient: z = hard + y - stop_gradient(y), y = softmax((logits + a g) / temperature).
+
+    Attributes:
+        noise: where g comes from.
+        temperature: how soft the gradient is; it does not change the routes.
+        noise_scale: a; at 0 the routes are those of inference.
+    """
 
     noise: RouteNoise
     temperature: float
+    noise_scale: float = 1.0
 
     def __post_init__(self) -> None:
         if not (self.temperature > 0 and math.isfinite(self.temperature)):
             raise ValueError(f"temperature={self.temperature} must be a positive number.")
+        if not 0 <= self.noise_scale <= 1:
+            raise ValueError(f"noise_scale={self.noise_scale} must be in [0, 1].")
 
     def __call__(self, logits: Tensor, layer: int) -> Tensor:
         """Sample routes.
@@ -84,6 +93,6 @@ class RouteSampler:
         """
         uniform = self.noise.uniform(layer, logits.shape[1])
         gumbel = -torch.log(-torch.log(uniform + _EPSILON) + _EPSILON)
-        soft = torch.softmax((logits + gumbel) / self.temperature, dim=-1)[..., 1]
+        soft = torch.softmax((logits + self.noise_scale * gumbel) / self.temperature, dim=-1)[..., 1]
         hard = (soft > 0.5).to(soft.dtype)
         return hard + (soft - soft.detach())

@@ -32,7 +32,7 @@ from .data.batch import PackedBatch
 from .losses import LOSSES
 from .objective import build_constraint
 from .recipe import Recipe
-from .schedule import learning_rate_at, temperature_at
+from .schedule import learning_rate_at, noise_scale_at, temperature_at
 from .sources import SOURCES, build_source
 from .tally import Tally
 
@@ -129,6 +129,7 @@ class Engine:
         """Set what is a function of the step, which counts from 0."""
         recipe = self.recipe
         self.step, self.temperature = step, temperature_at(recipe.temperature, step, recipe.steps)
+        self.noise_scale = noise_scale_at(recipe.temperature, step, recipe.steps)
         self.learning_rate = learning_rate_at(recipe.optimizer, step, recipe.steps)
         for group in self.optimizers["routes"].param_groups:
             group["lr"] = self.learning_rate
@@ -146,7 +147,8 @@ class Engine:
         """Inside, the routes of a pack are drawn for this step. Forward and backward belong inside."""
         layers = self.handle.config.base_model.num_layers
         noise = RouteNoise(seed=self.recipe.seed, step=self.step, sample_ids=batch.sample_ids, num_layers=layers)
-        sample = partial(self.source.sample, sampler=RouteSampler(noise=noise, temperature=self.temperature))
+        sampler = RouteSampler(noise=noise, temperature=self.temperature, noise_scale=self.noise_scale)
+        sample = partial(self.source.sample, sampler=sampler)
         return self.handle.routed_by(sample, prompt_lengths=batch.prompt_lengths)
 
     def compute_loss(self, batch: PackedBatch, record: ForwardRecord) -> tuple[Tensor, dict[str, Tensor]]:

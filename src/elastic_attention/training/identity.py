@@ -73,6 +73,8 @@ def identify_run(recipe: Recipe, data: str) -> RunIdentity:
     content["data"]["packs"] = {k: v for k, v in content["data"]["packs"].items() if k not in _FREE_OF_PACKS}
     if recipe.temperature.schedule == "cosine":
         content["temperature"] = {k: v for k, v in content["temperature"].items() if k not in _OF_EXPONENTIAL}
+    if recipe.temperature.noise_end == 1.0:  # as before there was the key
+        content["temperature"] = {k: v for k, v in content["temperature"].items() if k != "noise_end"}
     if not recipe.routes.standardize:  # as before there was the key
         content["routes"] = {k: v for k, v in content["routes"].items() if k != "standardize"}
     return RunIdentity(recipe=content, data=data)

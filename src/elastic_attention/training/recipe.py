@@ -120,7 +120,10 @@ class TemperatureConfig:
     Attributes:
         schedule: "cosine" over the first `ratio` of the steps, then constant (released code: 1.5, 1.0, .6); or
             "exponential", max(end, start * exp(-rate * p)) (Elastic Attention, Eq. 14).
-        ratio: of "cosine".
+        ratio: of "cosine" and of the noise.
+        noise_end: share of the noise that is left after a cosine over the first `ratio` of the steps. With all of it,
+            routers may keep heads undecided: noise then holds the mean in its interval, and inference, which takes the
+            likelier side, is elsewhere.
         rate: r of Eq. 14.
         final_p: p of Eq. 14 after the last step. The paper does not say what p is; here it rises from 0 in proportion
             to the steps, so 1 makes it the share of the steps that are done.
@@ -130,6 +133,7 @@ class TemperatureConfig:
     start: float = 1.5
     end: float = 0.4
     ratio: float = 0.6
+    noise_end: float = 1.0
     rate: float = 0.6
     final_p: float = 1.0
 
@@ -140,6 +144,8 @@ class TemperatureConfig:
             raise ValueError(
                 f"temperature.start={self.start} and end={self.end} must be above 0, ratio={self.ratio} in [0, 1]."
             )
+        if not 0.0 <= self.noise_end <= 1.0:
+            raise ValueError(f"temperature.noise_end={self.noise_end} must be a ratio in [0, 1].")
         if not (0 <= self.rate < math.inf and 0 <= self.final_p < math.inf):
             raise ValueError(f"temperature.rate={self.rate} and final_p={self.final_p} must be at least 0.")
 

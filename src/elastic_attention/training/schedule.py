@@ -19,5 +19,15 @@ def temperature_at(config: TemperatureConfig, step: int, steps: int) -> float:
     """Temperature of a step, which counts from 0; `TemperatureConfig` says how it falls."""
     if config.schedule == "exponential":
         return max(config.end, config.start * math.exp(-config.rate * config.final_p * step / steps))
-    progress = min(1.0, step / (config.ratio * steps)) if config.ratio else 1.0
-    return config.end + 0.5 * (config.start - config.end) * (1 + math.cos(math.pi * progress))
+    return _fall(config.start, config.end, config.ratio, step, steps)
+
+
+def noise_scale_at(config: TemperatureConfig, step: int, steps: int) -> float:
+    """Share of the noise that a step draws with; it falls from 1 to `noise_end`."""
+    return _fall(1.0, config.noise_end, config.ratio, step, steps)
+
+
+def _fall(start: float, end: float, ratio: float, step: int, steps: int) -> float:
+    """A cosine over the first `ratio` of the steps, then constant."""
+    progress = min(1.0, step / (ratio * steps)) if ratio else 1.0
+    return end + 0.5 * (start - end) * (1 + math.cos(math.pi * progress))

@@ -75,6 +75,24 @@ def render_recipe_runs(record: Record) -> str:
     return render_markdown(columns, rows)
 
 
+def render_recipe_intervals(record: Record) -> str:
+    """A row a category, a column a router: the sparsity of held-out samples at inference, beside the interval."""
+    runs = [row for row in list_rows(record, "trainings") if str(row.get("source", "")).endswith("_router")]
+    columns = (
+        Column(key="category", heading="Category", format=format_text),
+        Column(key="interval", heading="Interval", format=format_text),
+        Column(key="samples", heading="Held out", format=format_count),
+        *(Column(key=row["label"], heading=_name(row)["recipe"], format=format_ratio) for row in runs),
+    )
+    rows: dict[str, Row] = {}
+    for run in runs:
+        for category, found in run["categories"].items():
+            row = rows.setdefault(category, {"category": category, "samples": found["samples"]})
+            row["interval"] = f"{format_ratio(found.get('low'))} to {format_ratio(found.get('high'))}"
+            row[run["label"]] = found["msr"]
+    return render_markdown(columns, list(rows.values()))
+
+
 def _name(run: Mapping[str, Any] | None) -> Row:
     if run is None:
         return {"recipe": "dense", "pair": None}

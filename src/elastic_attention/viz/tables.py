@@ -12,7 +12,7 @@ from .eval_tables import render_eval_methods, render_eval_tasks
 from .gain_tables import render_gains
 from .markdown import render_caption
 from .paper_tables import render_checks, render_verdicts
-from .recipe_tables import render_recipe_gains, render_recipe_runs, render_recipes
+from .recipe_tables import render_recipe_gains, render_recipe_intervals, render_recipe_runs, render_recipes
 from .renderers import (
     render_bench_cpu,
     render_demo,
@@ -74,10 +74,12 @@ TABLES = {
     "training_hours": TableSource(record="training_throughput.json", render=render_training_hours),
 }
 
-# Recipes of one model: results/recipes_MODEL.json gives what they keep, what routers gain over masks, and the runs.
+# Recipes of one model: results/recipes_MODEL.json gives what they keep, what routers gain over masks, the runs,
+# and the sparsity that they end at.
 for _name in ("recipes_smollm2", "recipes_coder"):
     TABLES[_name] = TableSource(record=f"{_name}.json", render=render_recipes)
     TABLES[f"{_name}_gains"] = TableSource(record=f"{_name}.json", render=render_recipe_gains)
+    TABLES[f"{_name}_intervals"] = TableSource(record=f"{_name}.json", render=render_recipe_intervals)
     TABLES[f"{_name}_runs"] = TableSource(record=f"{_name}.json", render=render_recipe_runs)
 
 # Evaluations: results/NAME.json gives the tables NAME (tasks down, methods across) and NAME_methods.

@@ -9,7 +9,8 @@ from pathlib import Path
 
 
 def ask_ranks(served, lengths, new, **options):
-    """[(tokens, report) of each prompt], and the routes (requests, L, G / 2) in the table of each rank."""
+    """[(tokens, report) of each prompt], and the routes (requests, L, heads of it) in the table of each rank; two ranks
+    unless `options` say otherwise."""
     own = {"model": str(served.model_folder), "tensor_parallel_size": 2, "enforce_eager": True}
     own["additional_config"] = {"elastic_attention": {"routers": str(served.routers)}}
     settings = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_ALLOW_INSECURE_SERIALIZATION": "1"}
@@ -28,9 +29,11 @@ def ask_ranks(served, lengths, new, **options):
         return json.loads(answer.read_text())
 
 
-def join_ranks(ranks):
-    """Routes (requests, L, G) from those of the ranks."""
-    return [[sum(parts, []) for parts in zip(*layers, strict=True)] for layers in zip(*ranks, strict=True)]
+def join_ranks(ranks, heads):
+    """Routes (requests, L, G) from those of the ranks, `heads` = G; ranks that share a head must agree."""
+    copies = max(1, len(ranks) // heads)
+    assert all(ranks[i] == ranks[i - i % copies] for i in range(len(ranks)))
+    return [[sum(parts, []) for parts in zip(*layers, strict=True)] for layers in zip(*ranks[::copies], strict=True)]
 
 
 if __name__ == "__main__":

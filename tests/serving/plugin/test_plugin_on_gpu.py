@@ -90,14 +90,15 @@ def test_decided_routes(engines, made, policy, granularity):
             assert find_worst(logits, tokens) < CLOSE
 
 
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize("granularity", ["head", "layer"])
-def test_two_ranks_on_two_gpus(made, granularity):
+def test_ranks_on_gpus(made, granularity, size):
     """Each rank decides for its own heads, or all decide alike, as the transformers path does."""
+    if torch.cuda.device_count() < size:
+        pytest.skip(f"needs {size} GPUs")
     served, lengths, new = made[granularity], [900, 1500, 641, 1100], 24
-    results, ranks = ask_ranks(served, lengths, new, **OPTIONS)
-    assert granularity == "head" or ranks[0] == ranks[1]
-    for prompt, (tokens, _), routes in zip(make_prompts(lengths), results, join_ranks(ranks), strict=True):
+    results, ranks = ask_ranks(served, lengths, new, tensor_parallel_size=size, **OPTIONS)
+    for prompt, (tokens, _), routes in zip(make_prompts(lengths), results, join_ranks(ranks, HEADS), strict=True):
         logits = read_logits(served, prompt, tokens, policy="deferred", cut=len(prompt) // 2)
         assert routes == served.handle.report()["routes"][0].tolist()
         assert find_worst(logits, tokens) < CLOSE

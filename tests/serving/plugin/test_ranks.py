@@ -1,4 +1,4 @@
-"""Two ranks, each with its own heads, say what one says."""
+"""Ranks, each with its own heads or with a copy of one, say what one rank says."""
 
 import pytest
 from ranks import ask_ranks, join_ranks
@@ -7,18 +7,17 @@ from served_models import HEADS, LIMIT, make_params, make_prompts, read_routes, 
 LENGTHS, NEW = [40, 150, 300, 97], 12
 
 
-@pytest.mark.parametrize("granularity", ["head", "layer"])
-def test_two_ranks(engines, served, layered, granularity):
+@pytest.mark.parametrize(("granularity", "size"), [("head", 2), ("layer", 2), ("head", 2 * HEADS)])
+def test_ranks(engines, served, layered, granularity, size):
     served = served if granularity == "head" else layered
     engines.close()
     engine = engines(serving={"routers": str(served.routers)})
     alone = run_engine(engine, make_prompts(LENGTHS), make_params(NEW))
     (routes,) = read_routes(engine, len(LENGTHS))
     engines.close()
-    together, ranks = ask_ranks(served, LENGTHS, NEW, dtype="float32", max_model_len=LIMIT)
+    together, ranks = ask_ranks(served, LENGTHS, NEW, tensor_parallel_size=size, dtype="float32", max_model_len=LIMIT)
     assert together == [list(result) for result in alone]
-    assert join_ranks(ranks) == routes and any(any(map(any, request)) for request in routes)
+    assert join_ranks(ranks, HEADS) == routes and any(any(map(any, request)) for request in routes)
     if granularity == "layer":
         assert ranks[0] == ranks[1]
-    else:
-        assert {len(layer) for rank in ranks for request in rank for layer in request} == {HEADS // 2}
+    assert {len(layer) for rank in ranks for request in rank for layer in request} == {max(1, HEADS // size)}

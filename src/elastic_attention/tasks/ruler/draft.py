@@ -39,7 +39,7 @@ def find_size(count_tokens: Callable[[int], int], *, smallest: int, limit: int) 
     low, low_tokens = smallest, count_tokens(smallest)
     if low_tokens > limit:
         raise DataError(
-            f"The shortest prompt has {low_tokens:,} tokens, and {limit:,} are left for it beside the answer; "
+            f"The shortest prompt has {low_tokens:,} tokens, and {max(limit, 0):,} are left for it beside the answer; "
             "ask for a greater length."
         )
     high, high_tokens = 2 * smallest + 64, count_tokens(2 * smallest + 64)

@@ -62,7 +62,7 @@ def draw_checks(checks: Sequence[Row]) -> Figure:
         axis.set_yticks(range(len(known)), labels, fontsize=7)
         axis.set_ylim(len(known) - 0.4, -0.6)
         axis.set_xlabel(
-            "found, with its 95% interval; grey: what the rule asks; green: holds; red: refuted", fontsize=8
+            "found, with its 95% interval\ngrey: what the rule asks; green: holds; red: refuted", fontsize=8
         )
     return figure
 

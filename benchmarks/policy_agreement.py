@@ -1,7 +1,6 @@
 """Do routes that are decided early, or late, say what the routers say who read the whole prompt? Writes a record.
 
-    python benchmarks/policy_agreement.py --processes 6 --json results/serving_probe_gpu.json
-    python benchmarks/policy_agreement.py --policies probe --lengths 768 --json results/serving_probe.json
+    python benchmarks/policy_agreement.py --processes 12 --json results/serving_probe.json
 
 Exact are the routes of a prompt that comes in one piece, which is how routers are trained. Beside them stand "deferred"
 (the prompt read densely, in two chunks), "first_chunk" (from its first N tokens) and "probe" (from a short pass over

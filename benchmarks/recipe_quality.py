@@ -130,7 +130,7 @@ class Questions:
 
 
 def summarize(answers: Mapping[str, Sequence[Line]], masks: Sequence[str]) -> dict[str, list[Row]]:
-    """Where the dense model scores .50 or more: rows by method, and what each router gains over each mask.
+    """Where the dense model scores .50 or more: rows by method, and what each router gains over each mask; all cells.
 
     Args:
         answers: lines by label, "dense" among them.
@@ -151,7 +151,19 @@ def summarize(answers: Mapping[str, Sequence[Line]], masks: Sequence[str]) -> di
                 gain = estimate([own], pick([answers[mask]], is_wanted), cells=mastered)
                 gains += [{"router": label, "mask": mask, "kinds": kinds, **asdict(gain)}] if gain else []
         rows.append(row)
-    return {"rows": rows, "gains": gains, "mastered": [{"task": t, "length": n} for t, n in sorted(mastered)]}
+    cells = [
+        {"label": label, "task": task, "length": length, "n": len(own)}
+        | {"score": mean([line.score for line in own]), "msr": mean([line.msr for line in own])}
+        for label, lines in answers.items()
+        for task, length in sorted({(line.task, line.length) for line in lines})
+        if (own := select(lines, [(task, length)]))
+    ]
+    return {
+        "rows": rows,
+        "gains": gains,
+        "cells": cells,
+        "mastered": [{"task": t, "length": n} for t, n in sorted(mastered)],
+    }
 
 
 def select(lines: Sequence[Line], cells: Collection[Cell]) -> list[Line]:

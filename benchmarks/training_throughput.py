@@ -249,7 +249,7 @@ class TrainingBench:
         skipped = merge_cells([cell for metrics in added for cell in metrics["skipped"]], self.skipped)
         add_scaling(rows)
         record = build_record(
-            "training_throughput",
+            "benchmarks/training_throughput.py",
             config=_describe_options(options) | {"peak_flops": PEAK_FLOPS, "response_tokens": RESPONSE_TOKENS},
             model=f"{options.model}, random weights",
             data=f"random tokens, packs of {options.tokens}",

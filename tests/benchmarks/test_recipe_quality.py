@@ -55,6 +55,8 @@ def test_the_command_trains_asks_and_compares_once(tiny, tmp_path, monkeypatch):
     recipe_quality.main(tiny)
     metrics = read_record("record.json")["metrics"]
     assert [row["label"] for row in metrics["rows"]] == ["dense", "all_sparse", "routed-head", "static-mask"]
+    assert [(c["task"], c["length"], c["n"]) for c in metrics["cells"]] == [("plain", 80, 2), ("targets", 80, 2)] * 4
+    assert {cell["msr"] for cell in metrics["cells"] if cell["label"] == "all_sparse"} == {1.0}
     head, mask = metrics["trainings"]
     assert (head["pair"], mask["pair"], mask["source"], head["steps"]) == ("FA-SSA", "FA-TA", "static", 2)
     assert set(head["categories"]) == {"single_qa", "few_shot", "code"}

@@ -10,6 +10,7 @@ import quality_study
 import smollm2_quality
 import torch
 from paper_samples import KeptSuite
+from paper_sharing import Busy
 from quality_study import Study, TimeUp
 from smollm2_quality import list_contestants, list_frontier, pack_steps, summarize
 
@@ -108,6 +109,21 @@ def test_everybody_is_asked_and_a_stopped_study_goes_on(study, folder, monkeypat
     assert len(made.cuts) == 4 * 2 and kinds == ("needle",)
     monkeypatch.setattr("elastic_attention.evaluation.runner.ask_samples", None)  # nothing is asked again
     assert study(60).answers == made.answers
+
+
+def test_routers_that_others_train_are_waited_for(study, folder, tmp_path):
+    made = study()
+    (given,) = (c for c in list_contestants(RECIPE, replaced_options(tmp_path)) if c.method.label == "routed")
+    with pytest.raises(Busy):
+        made.settle(given)
+    (folder / "shipped").rename(tmp_path / "adapter")
+    ((method, kinds),) = made.settle(given)
+    (tmp_path / "adapter").rename(folder / "shipped")
+    assert method.folder == str(tmp_path / "adapter") and kinds == made.suite.tasks
+
+
+def replaced_options(path):
+    return argparse.Namespace(**vars(OPTIONS) | {"routers": str(path / "adapter")})
 
 
 def test_masks_are_cut_in_the_order_of_their_numbers(study, tmp_path):

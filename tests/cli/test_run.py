@@ -15,7 +15,7 @@ def test_run_answers_and_writes_a_record(call, tiny, document):
     assert elastic["new_tokens"] == dense["new_tokens"] == 4
     assert elastic["routed"] and 0 < elastic["msr"] < 1
     assert elastic["kv_bytes"] < elastic["kv_bytes_dense"] == dense["kv_bytes"]
-    assert len(record["metrics"]["head_maps"][str(document)]) == record["model"]["layers"] == 3
+    assert len(record["metrics"]["head_maps"][document.name]) == record["model"]["layers"] == 3
 
 
 def test_run_without_compare_runs_once(call, tiny, document):

@@ -8,9 +8,12 @@ import urllib.request
 
 import pytest
 
+from byte_tokenizer import make_byte_tokenizer
+from elastic_attention import attach
 from elastic_attention.errors import ElasticAttentionError
 from elastic_attention.serving.launching import open_server
 from elastic_attention.serving.vllm.launch import build_flags
+from tiny_models import elastic_config, make_model
 
 HERE = ["--engine", "transformers"]
 
@@ -32,9 +35,6 @@ def test_what_does_not_fit(call, arguments, word):
 
 
 def test_the_adapter_of_another_model(call, tiny, tmp_path):
-    from elastic_attention import attach
-    from tiny_models import elastic_config, make_model
-
     other = make_model("qwen3", head_dim=32)
     attach(other, elastic_config(other)).save_pretrained(tmp_path / "other")
     code, _, err = call("serve", *HERE, *tiny[:2], "--routers", tmp_path / "other", "--device", "cpu")
@@ -79,6 +79,18 @@ def test_one_life(tiny, tmp_path):
         assert done.returncode == 2 and "together more than the 2048" in done.stderr
     served = json.loads(record.read_text())["metrics"]["rows"][0]
     assert served["requests_length"] == 1 and served["new_tokens"] == 3
+
+
+def test_load_on_a_server_of_its_own(call, tiny, tmp_path):
+    model = make_model(vocab_size=300, max_position_embeddings=8192)  # words are bytes to it
+    model.save_pretrained(tmp_path / "model")
+    make_byte_tokenizer().save_pretrained(tmp_path / "model")
+    sizes = ["--tokens", 512, "--requests", 2, "--new-tokens", 2, "--concurrency", 2, "--json", "bench.json"]
+    code, out, err = call("bench", "serve", "--model", tmp_path / "model", *tiny[2:4], *HERE, *sizes)
+    assert code == 0 and "TTFT ms" in out, err
+    rows = json.loads((tmp_path / "bench.json").read_text())["metrics"]["rows"]
+    assert [(row["way"], row["n"], row["concurrency"]) for row in rows] == [("elastic", 2, 2), ("dense", 2, 2)]
+    assert rows[1]["msr"] == 0 < rows[0]["msr"]
 
 
 def test_flags_of_vllm():

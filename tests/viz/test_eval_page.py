@@ -72,6 +72,26 @@ def test_points_say_what_they_are():
     assert trade.curves[-1].path.count("L") == 1, "dense and routed are what nothing beats"
 
 
+def test_seconds_of_a_run_say_how_much_sooner_an_answer_begins():
+    seconds = {4096: (2.0, 1.6), 8192: (6.0, 3.0)}
+    by_length = [
+        make_row(label, 0.9, 0.5, length=length, prefill_seconds=mean)
+        for length, means in seconds.items()
+        for label, mean in zip(("dense", "routed"), means, strict=True)
+    ]
+    rows = [make_row("dense", 0.9, 0.0, prefill_seconds=4.0), make_row("routed", 0.8, 0.5, prefill_seconds=2.3)]
+    trade, speed = build_charts(make_eval(rows=rows, by_length=by_length))[-2:]
+    assert [trade.title, speed.title] == ["Quality against speed", "Speed-up of prefill against length"]
+    marks = {curve.name: [mark.title for mark in curve.marks] for curve in speed.curves}
+    assert marks["routed"] == ["routed, 4,096 tokens: 1.25 ×", "routed, 8,192 tokens: 2.00 ×"]
+    assert {title.split()[-2] for title in marks["dense"]} == {"1.00"}
+    dense, routed, _ = trade.curves
+    assert dense.marks[0].x < routed.marks[0].x and dense.marks[0].y < routed.marks[0].y
+    without = [row for row in by_length if row["method"] != "dense"]
+    titles = [chart.title for chart in build_charts(make_eval(rows=rows[1:], by_length=without))]
+    assert titles == ["Quality against length"]
+
+
 def test_front():
     points = [
         Point(x=x, y=y, title="") for x, y in ((0, 0.9), (0.5, 0.9), (0.5, 0.4), (0.6, 0.8), (0.9, 0.1), (0.2, 0.5))

@@ -10,6 +10,7 @@ from made_records import make_demo_row, make_record
 from elastic_attention.errors import ElasticAttentionError
 from elastic_attention.records import write_record
 from elastic_attention.viz import update_tables
+from elastic_attention.viz.markdown import format_suites, render_caption
 from elastic_attention.viz.renderers import (
     render_bench_cpu,
     render_demo,
@@ -167,4 +168,21 @@ def test_overhead_and_memory() -> None:
 
 @pytest.mark.parametrize("name", TABLES)
 def test_every_table_takes_a_record_without_rows(name: str) -> None:
-    assert TABLES[name].render(make_record("demo", {})).startswith(("| ", "Nothing."))
+    assert TABLES[name].render(make_record("demo", {})).startswith(("| ", "Nothing"))
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        ({"suite": "almanac", "split": "heldout_format"}, "almanac, held-out texts and wordings"),
+        ({"kinds": ["needle"], "split": "heldout"}, "mixture, held-out texts"),
+        ({"mixture": {"split": "heldout"}, "ruler": {"corpora": None}}, "mixture, held-out texts; ruler"),
+        ({"suite": "longbench", "files": {"a.jsonl": "12"}}, "longbench"),
+        ({"files": {"a": 1}, "other": {"x": 1}}, "–"),
+        ("random tokens", "–"),
+    ],
+)
+def test_a_caption_says_what_training_has_not_seen(data: Any, text: str) -> None:
+    assert format_suites(data) == text
+    caption = render_caption(make_record("eval", {"rows": []}, data=data))
+    assert (f" · {text} · " in caption) == (text != "–")

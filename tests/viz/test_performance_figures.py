@@ -17,6 +17,7 @@ from elastic_attention.viz.speed_tables import (
     render_model_prefill,
     render_model_prefill_short,
     render_route_agreement,
+    render_small_models,
     render_vllm_engine,
 )
 
@@ -157,7 +158,7 @@ def test_what_is_absent_is_listed(model):
         "| dense | fa3 | – | not installed |",
         "| prefill | elastic | tokens 262144, msr 0.7 | no time |",
     ]
-    assert render_absent({"metrics": {"missing": [], "skipped": []}}) == "Nothing."
+    assert render_absent({"metrics": {"missing": [], "skipped": []}}).startswith("Nothing")
 
 
 def test_table_of_vllm():
@@ -167,6 +168,16 @@ def test_table_of_vllm():
     table = render_vllm_engine({"metrics": {"rows": [elastic, stock]}})
     assert table.splitlines()[2] == "| 131,072 × 4 | 40.0 s | 20.0 s | 2.00 | 200.0 | 400.0 | 2.00 |"
     assert "–" in render_vllm_engine({"metrics": {"rows": [stock]}})
+
+
+def test_table_of_small_models():
+    step = {"way": "replayed", "prompts": 24, "tokens": 2048, "milliseconds_per_token": 7.69}
+    pack = {"pack_tokens": 65536, "tokens_per_second": 171102.98}
+    table = render_small_models({"metrics": {"decoding": [step], "training": [pack]}})
+    assert table.splitlines()[2:] == [
+        "| a token, 24 × 2,048 tokens | one CUDA graph | 7.7 ms |",
+        "| training | packs of 65,536 tokens | 171,103 tokens / s |",
+    ]
 
 
 def test_table_of_routes():

@@ -59,7 +59,10 @@ Budget = Annotated[
     float, typer.Option(callback=_check_budget, help="Added to every sparse logit: above 0 sparser, below 0 fuller.")
 ]
 DecodeOption = Annotated[Decode, typer.Option("--decode", help="Sparse heads keep sink and window only, or all keys.")]
-Backend = Annotated[str, typer.Option(help="auto, cpu (PyTorch's kernels, any device) or reference (slow, exact).")]
+Backend = Annotated[
+    str,
+    typer.Option(help="auto, hopper or triton (GPUs), cpu (PyTorch's kernels, any device), reference (slow, exact)."),
+]
 Json = Annotated[
     Path | None,
     typer.Option("--json", metavar="FILE", callback=_check_record_path, help="Write the record of this run."),

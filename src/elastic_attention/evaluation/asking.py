@@ -174,6 +174,7 @@ def _follow_targets(
             input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1
         ).logits
         said = [logits.argmax(dim=-1)]
+        said[0].cpu()  # a GPU is through with the prompt when the host has its token
         arrived = time.perf_counter()
         if longest > 1:
             mask = torch.cat([mask, mask.new_ones(len(samples), longest - 1)], dim=1)

@@ -55,7 +55,7 @@ def build_question_record(
     session: Session, rows: Sequence[dict[str, Any]], question: str, document: Path, started: float
 ) -> records.Record:
     """The record of `elastic-attn run`; the head map stands apart from the rows."""
-    head_maps = {str(document): row["head_map"] for row in rows if "head_map" in row}
+    (head_map,) = (row["head_map"] for row in rows if "head_map" in row)
     plain = [{key: value for key, value in row.items() if key != "head_map"} for row in rows]
     handle = session.handle
     return records.build_record(
@@ -66,7 +66,7 @@ def build_question_record(
         device=describe_device(session.device),
         seed=None,
         n=1,
-        metrics={"rows": plain, "head_maps": head_maps},
+        metrics={"rows": plain, "head_maps": {document.name: head_map}},
         seconds=time.perf_counter() - started,
         bytes=measure_peak_bytes(session.device),
     )

@@ -13,6 +13,7 @@ from functools import partial
 import torch
 
 _FLUSH_BYTES = 256 * 2**20  # several times the L2 cache
+_FLUSHES = 10  # half a millisecond: a busy host needs that long to launch a call
 
 Run = Callable[[int], object]
 """A run to be timed; its argument counts the calls, so that it can take turns among its inputs."""
@@ -38,9 +39,9 @@ def time_interleaved(
     """Time runs that are warm: each repeat calls every run once, in an order of its own, so that neither a slow moment
     nor the heat of the run before falls on one of them alone.
 
-    On CUDA the times come from device events around a call; before each one the L2 cache is overwritten, which also
-    lets the host get ahead of the device. Elsewhere they come from the host's clock. After `max_seconds`, but not
-    before the third repeat, no new repeat begins.
+    On CUDA the times come from device events around a call; before each one the L2 cache is overwritten, so often that
+    the host gets ahead of the device. Elsewhere they come from the host's clock. After `max_seconds`, but not before
+    the third repeat, no new repeat begins.
     """
     times: dict[str, list[float]] = {name: [] for name in runs}
     order = list(runs.items())
@@ -54,7 +55,8 @@ def time_interleaved(
         random.Random(repeat).shuffle(order)
         for name, run in order:
             if is_cuda:
-                flush.zero_()
+                for _ in range(_FLUSHES):
+                    flush.zero_()
                 events[name] = (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
                 events[name][0].record()
                 run(repeat)

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..errors import ElasticAttentionError, UnsupportedCache
 from ..paging import PagedCache
 from .cache_layer import ElasticLayer
+from .replay import record_graph
 
 if TYPE_CHECKING:
     from .handle import Handle
@@ -135,21 +136,20 @@ class CapturedDecoder:
         )
         return out.logits[:, -1]
 
+    def _take_step(self) -> Tensor:
+        logits = self._run()
+        self.tokens.copy_(self.sampling.choose(logits)[:, None])
+        self._positions += 1
+        return logits
+
     @torch.no_grad()
     def _capture(self) -> torch.cuda.CUDAGraph:
         lengths = [store.device_lengths.clone() for store in self._stores]
-        stream = torch.cuda.Stream(self.tokens.device)
-        stream.wait_stream(torch.cuda.current_stream(self.tokens.device))
-        with self.handle.without_books(), torch.cuda.stream(stream):
+        with self.handle.without_books():
             for _ in range(_WARM_UPS):
                 self.sampling.choose(self._run())
                 self._take_back(lengths)
-        torch.cuda.current_stream(self.tokens.device).wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with self.handle.without_books(), torch.cuda.graph(graph, stream=stream):  # on the GPU of the tokens
-            self.logits = self._run()
-            self.tokens.copy_(self.sampling.choose(self.logits)[:, None])
-            self._positions += 1
+            graph, self.logits = record_graph(self.tokens.device, self._take_step)
         self._take_back(None)  # capturing ran the host's part of a step and not the device's
         return graph
 

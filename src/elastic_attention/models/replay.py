@@ -7,6 +7,7 @@ device data, so what one step launches serves all that follow. `captured` does t
 import contextlib
 import functools
 import itertools
+import logging
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +20,12 @@ from .cache_layer import ElasticLayer
 if TYPE_CHECKING:
     from .handle import Handle
 
+_logger = logging.getLogger(__name__)
 _PLAIN_STEPS = 1  # before a capture; they load the kernels and give rows their pages
 _RESERVED = 128  # tokens that the cache gets memory for at once
 # What a graph leaves behind, some 20 MB, is of use to nobody until PyTorch's memory cache is emptied.
 _GRAPHS_KEPT = 16
-_graphs_gone = itertools.count(1)
+_graphs_made = itertools.count(1)
 _VARYING = ("input_ids", "position_ids", "attention_mask", "cache_position", "past_key_values")
 _EXTRAS = ("output_attentions", "output_hidden_states")
 
@@ -66,10 +68,15 @@ class _Steps:
             self._num_plain = self._num_plain if self._step.is_used_up else 0
             self.finish()
         if self._step is None:
-            if self._num_plain < _PLAIN_STEPS:
+            if self._num_plain < _PLAIN_STEPS or not self._handle.replays_steps:
                 self._num_plain += 1
                 return self._run(**kwargs)
-            self._step = _CapturedStep(self._handle, self._forward, kwargs, options)
+            try:
+                self._step = _CapturedStep(self._handle, self._forward, kwargs, options)
+            except RuntimeError as error:  # experts in float32, for one, whose loads the host reads
+                _logger.warning("Steps of this model run one by one, because none can be captured: %s", error)
+                self._handle.replays_steps = False
+                return self._run(**kwargs)
         return self._step.replay(kwargs["input_ids"], kwargs["position_ids"])
 
     def finish(self) -> None:
@@ -78,8 +85,6 @@ class _Steps:
             return
         self._step.close_books()
         self._step = None
-        if next(_graphs_gone) % _GRAPHS_KEPT == 0:
-            torch.cuda.empty_cache()
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
         self.finish()
@@ -99,14 +104,18 @@ class _CapturedStep:
         self._moves = [store.moves for store in self._stores]
         self._left, self._pending = _RESERVED, 0
         self._ids, self._positions = kwargs["input_ids"].clone(), kwargs["position_ids"].clone()
-        with handle.without_books():
-            self._graph, self._output = record_graph(
-                self._ids.device,
-                lambda: forward(
-                    input_ids=self._ids, position_ids=self._positions, past_key_values=self._cache, **options
-                ),
-            )
-        self._advance(-1)  # capturing ran the host's part of a step and not the device's
+        columns = [layer.columns for layer in self._cache.layers]
+        try:
+            with handle.without_books():
+                self._graph, self._output = record_graph(
+                    self._ids.device,
+                    lambda: forward(
+                        input_ids=self._ids, position_ids=self._positions, past_key_values=self._cache, **options
+                    ),
+                )
+        finally:  # the host's part of a step has run, or of half a step, and nothing of the device's
+            for layer, count in zip(self._cache.layers, columns, strict=True):
+                layer.advance(count - layer.columns)
 
     @property
     def is_used_up(self) -> bool:
@@ -146,6 +155,8 @@ class _CapturedStep:
 
 def record_graph(device: torch.device, run: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
     """What `run` launches as a graph, and its result in the graph's memory. `run` has run before."""
+    if next(_graphs_made) % _GRAPHS_KEPT == 0:
+        torch.cuda.empty_cache()
     stream, current, graph = _capture_stream(device), torch.cuda.current_stream(device), torch.cuda.CUDAGraph()
     stream.wait_stream(current)
     # Not `torch.cuda.graph`, which waits for the device and empties its memory cache, once an answer.

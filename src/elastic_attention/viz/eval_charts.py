@@ -10,6 +10,10 @@ from .speed_charts import draw_speeds
 from .units import format_decimal, format_ratio, format_text, list_rows, to_number
 
 Row = Mapping[str, Any]
+_OF_THIS_RUN = (
+    "Seconds of the base model to the first token over those of the method: means of this run, what a method compiles "
+    "for its first batches included. Benchmarks time with more care."
+)
 
 
 def build_charts(record: Mapping[str, Any]) -> list[Chart]:
@@ -22,6 +26,11 @@ def build_charts(record: Mapping[str, Any]) -> list[Chart]:
     by_length = [row for row in by_length if row["length"] > 0]
     if len({row["length"] for row in by_length}) > 1:
         charts.append(_draw_lengths(by_length))
+    if len(timed := _compare_seconds(rows)) > 1:
+        charts.append(_draw_speed_trade(timed))
+    timed = _compare_seconds(by_length)
+    if len({row["length"] for row, _ in timed}) > 1:
+        charts.append(_draw_prefills(timed))
     return [*charts, *draw_speeds(list_rows(record))]
 
 
@@ -45,12 +54,8 @@ def name_row(row: Row) -> str:
 
 
 def _draw_trade(rows: Sequence[Row]) -> Chart:
-    points = [(format_text(row.get("method")), _make_point(row, "esr_prefill")) for row in rows]
-    names = list(dict.fromkeys(name for name, _ in points))
-    series = [Series(name=name, points=[point for other, point in points if other == name]) for name in names]
-    front = find_front([point for _, point in points])
     return draw_chart(
-        [*series, Series(name="", points=front, is_joined=True)],
+        _group_methods([(row, row["esr_prefill"]) for row in rows]),
         title="Quality against what is skipped",
         note="Higher and further right is better; the line joins what nothing beats in both. Hollow marks read all "
         "keys while decoding. Bars are 95% intervals.",
@@ -59,13 +64,30 @@ def _draw_trade(rows: Sequence[Row]) -> Chart:
     )
 
 
-def _draw_lengths(rows: Sequence[Row]) -> Chart:
-    names = list(dict.fromkeys(name_row(row) for row in rows))
+def _draw_speed_trade(timed: Sequence[tuple[Row, float]]) -> Chart:
     return draw_chart(
-        [
-            Series(name=n, points=[_make_point(row, "length") for row in rows if name_row(row) == n], is_joined=True)
-            for n in names
-        ],
+        _group_methods(timed),
+        title="Quality against speed",
+        note=f"Over all lengths together; bars are 95% intervals. {_OF_THIS_RUN}",
+        x_label="speed-up of prefill",
+        y_label="score",
+    )
+
+
+def _group_methods(rows: Sequence[tuple[Row, float]]) -> list[Series]:
+    """(row, x) as points of the score in the colour of their method, and the line through what nothing beats."""
+    points = [(format_text(row.get("method")), _make_point(row, x)) for row, x in rows]
+    names = list(dict.fromkeys(name for name, _ in points))
+    series = [Series(name=name, points=[point for other, point in points if other == name]) for name in names]
+    return [*series, Series(name="", points=find_front([point for _, point in points]), is_joined=True)]
+
+
+def _draw_lengths(rows: Sequence[Row]) -> Chart:
+    points: dict[str, list[Point]] = {}
+    for row in rows:
+        points.setdefault(name_row(row), []).append(_make_point(row, row["length"]))
+    return draw_chart(
+        [Series(name=name, points=own, is_joined=True) for name, own in points.items()],
         title="Quality against length",
         note="Every task counts the same. Bars are 95% intervals.",
         x_label="tokens of prompt and answer",
@@ -74,11 +96,34 @@ def _draw_lengths(rows: Sequence[Row]) -> Chart:
     )
 
 
-def _make_point(row: Row, x: str) -> Point:
+def _compare_seconds(rows: Sequence[Row]) -> list[tuple[Row, float]]:
+    """Rows with how much sooner the first token comes than that of the base model at the same length."""
+    timed = [row for row in rows if _has_numbers(row, "prefill_seconds") and row["prefill_seconds"] > 0]
+    dense = {row.get("length"): row["prefill_seconds"] for row in timed if row.get("method") == "dense"}
+    return [(row, dense[row.get("length")] / row["prefill_seconds"]) for row in timed if row.get("length") in dense]
+
+
+def _draw_prefills(timed: Sequence[tuple[Row, float]]) -> Chart:
+    points: dict[str, list[Point]] = {}
+    for row, factor in timed:
+        told = f"{name_row(row)}, {row['length']:,} tokens: {format_decimal(factor, 2)} ×"
+        points.setdefault(name_row(row), []).append(Point(x=row["length"], y=factor, title=told))
+    return draw_chart(
+        [Series(name=name, points=own, is_joined=True) for name, own in points.items()],
+        title="Speed-up of prefill against length",
+        note=_OF_THIS_RUN,
+        x_label="tokens of prompt and answer",
+        y_label="speed-up",
+        is_x_log=True,
+        is_y_log=True,
+    )
+
+
+def _make_point(row: Row, x: float) -> Point:
     score = format_decimal(row["score"], 3)
     where = f"MSR {format_ratio(row.get('msr'))}, ESR {format_ratio(row.get('esr_prefill'))}"
     return Point(
-        x=float(row[x]),
+        x=float(x),
         y=float(row["score"]),
         title=f"{name_row(row)}: score {score}, {where}",
         low=to_number(row.get("score_low")),

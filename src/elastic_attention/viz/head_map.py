@@ -15,7 +15,6 @@ from .units import to_number
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-HeadMap = Sequence[Sequence[float | None]]
 CheckedHeadMap = list[list[float | None]]
 
 

@@ -8,6 +8,7 @@ from .columns import Column
 from .units import MISSING, format_command, format_commit, format_seconds, format_text
 
 _SPECIAL = re.compile(r"([\\`*_\[\]|~])")
+_SPLITS = {"heldout": "held-out texts", "heldout_format": "held-out texts and wordings"}
 
 
 def render_markdown(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> str:
@@ -27,11 +28,12 @@ def escape_markdown(text: str) -> str:
 
 
 def render_caption(record: Mapping[str, Any]) -> str:
-    """One line under a table: command, model, device, samples, seed, time, version and date, where they are known."""
+    """One line under a table: command, model, suites, device, samples, seed, time, version and date, where known."""
     package = record.get("package") or {}
     facts = (
         ("{}", format_command(record.get("command"))),
         ("{}", format_text(record.get("model"))),
+        ("{}", format_suites(record.get("data"))),
         ("{}", format_text(record.get("device"))),
         ("n {}", format_text(record.get("n"))),
         ("seed {}", format_text(record.get("seed"))),
@@ -42,6 +44,19 @@ def render_caption(record: Mapping[str, Any]) -> str:
     )
     known = [form.format(fact) for form, fact in facts if fact != MISSING]
     return f"<sub>{escape_markdown(' · '.join(known))}</sub>"
+
+
+def format_suites(data: object) -> str:
+    """The suites of a record's data, and what training kept away from: "mixture, held-out texts; ruler"."""
+    if not isinstance(data, Mapping):
+        return MISSING
+    suites = {data.get("suite", "mixture"): data} if {"suite", "split"} & data.keys() else data
+    told = []
+    for name, facts in suites.items():
+        if isinstance(facts, Mapping) and {"split", "corpora", "files"} & facts.keys():
+            split = _SPLITS.get(str(facts.get("split")))
+            told.append(f"{name}, {split}" if split else str(name))
+    return "; ".join(told) or MISSING
 
 
 def _join(cells: Sequence[str]) -> str:

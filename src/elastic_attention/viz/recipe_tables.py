@@ -38,7 +38,7 @@ def render_recipes(record: Record) -> str:
     runs = {row["label"]: row for row in list_rows(record, "trainings")}
     rows = [
         row
-        | _name(runs.get(row["label"]))
+        | _name(runs.get(row["label"], {"recipe": row["label"], "pair": None}))
         | {kinds: _write_share(row, kinds) for kinds in ("all", "sensitive", "robust")}
         for row in list_rows(record)
     ]
@@ -62,7 +62,7 @@ def render_recipe_gains(record: Record) -> str:
 
 
 def render_recipe_runs(record: Record) -> str:
-    """A row a recipe: what its training took, and how far the sparsity of held-out samples lies from its intervals."""
+    """A row a recipe: what its training took, and how far the held-out sparsity of routers is from their intervals."""
     columns = (
         Column(key="recipe", heading="Recipe", format=format_text),
         Column(key="steps", heading="Steps", format=format_count),
@@ -71,13 +71,19 @@ def render_recipe_runs(record: Record) -> str:
         Column(key="peak_bytes", heading="Peak memory", format=format_bytes),
         Column(key="furthest_outside", heading="Furthest outside of its interval", format=format_ratio),
     )
-    rows = [row | _name(row) | {"rate": row["tokens"] / row["seconds"]} for row in list_rows(record, "trainings")]
+    rows = [
+        row
+        | _name(row)
+        | {"rate": row["tokens"] / row["seconds"]}
+        | {"furthest_outside": row["furthest_outside"] if _is_router(row) else None}  # a mask is one for all categories
+        for row in list_rows(record, "trainings")
+    ]
     return render_markdown(columns, rows)
 
 
 def render_recipe_intervals(record: Record) -> str:
     """A row a category, a column a router: the sparsity of held-out samples at inference, beside the interval."""
-    runs = [row for row in list_rows(record, "trainings") if str(row.get("source", "")).endswith("_router")]
+    runs = [row for row in list_rows(record, "trainings") if _is_router(row)]
     columns = (
         Column(key="category", heading="Category", format=format_text),
         Column(key="interval", heading="Interval", format=format_text),
@@ -93,9 +99,11 @@ def render_recipe_intervals(record: Record) -> str:
     return render_markdown(columns, list(rows.values()))
 
 
-def _name(run: Mapping[str, Any] | None) -> Row:
-    if run is None:
-        return {"recipe": "dense", "pair": None}
+def _is_router(run: Mapping[str, Any]) -> bool:
+    return str(run["source"]).endswith("_router")
+
+
+def _name(run: Mapping[str, Any]) -> Row:
     return {"recipe": str(run["recipe"]).removesuffix(".toml"), "pair": run["pair"]}
 
 

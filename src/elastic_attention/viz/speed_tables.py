@@ -21,6 +21,7 @@ Record = Mapping[str, Any]
 Row = dict[str, Any]
 
 RATIOS = (0.0, 0.25, 0.5, 0.75, 1.0)
+_DECODE_WAYS = {"plain": "launched one by one", "replayed": "one CUDA graph"}
 
 
 def render_gpu_prefill(record: Record) -> str:
@@ -164,7 +165,7 @@ def render_absent(record: Record) -> str:
                 "reason": row.get("reason", "no time"),
             }
         )
-    return render_markdown(columns, rows) if rows else "Nothing."
+    return render_markdown(columns, rows) if rows else "Nothing of what the runs were asked for."
 
 
 def render_route_agreement(record: Record) -> str:
@@ -202,6 +203,24 @@ def render_vllm_engine(record: Record) -> str:
         if row["way"] == "elastic":
             cell |= {key: row.get(key) for key in ("ttft_speedup", "decode_speedup")}
     return render_markdown(columns, [cells[key] for key in sorted(cells)])
+
+
+def render_small_models(record: Record) -> str:
+    """A model whose kernels are shorter than what the host does: a decode step, and training by the size of packs."""
+    columns = (
+        Column(key="what", heading="What", format=format_text),
+        Column(key="way", heading="How", format=format_text),
+        Column(key="value", heading="Measured", format=format_text),
+    )
+    rows: list[Row] = []
+    for row in list_rows(record, "decoding"):
+        what = f"a token, {row['prompts']} × {_name_tokens(row)}"
+        value = f"{format_decimal(row['milliseconds_per_token'], 1)} ms"
+        rows.append({"what": what, "way": _DECODE_WAYS[row["way"]], "value": value})
+    for row in list_rows(record, "training"):
+        way, rate = f"packs of {format_count(row['pack_tokens'])} tokens", format_count(round(row["tokens_per_second"]))
+        rows.append({"what": "training", "way": way, "value": f"{rate} tokens / s"})
+    return render_markdown(columns, rows)
 
 
 def _pick_fullest(rows: Sequence[Row], keys: Sequence[str]) -> list[Row]:

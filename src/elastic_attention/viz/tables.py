@@ -12,6 +12,7 @@ from .eval_tables import render_eval_methods, render_eval_tasks
 from .gain_tables import render_gains
 from .markdown import render_caption
 from .paper_tables import render_checks, render_verdicts
+from .policy_tables import render_policies
 from .recipe_tables import render_recipe_gains, render_recipe_intervals, render_recipe_runs, render_recipes
 from .renderers import (
     render_bench_cpu,
@@ -33,6 +34,7 @@ from .speed_tables import (
     render_model_prefill,
     render_model_prefill_short,
     render_route_agreement,
+    render_small_models,
     render_vllm_engine,
 )
 from .training_tables import render_training, render_training_hours
@@ -69,7 +71,9 @@ TABLES = {
     "model_batches": TableSource(record="gpu_model.json", render=render_model_batches),
     "model_absent": TableSource(record="gpu_model.json", render=render_absent),
     "route_agreement": TableSource(record="route_agreement.json", render=render_route_agreement),
+    "small_models": TableSource(record="small_models.json", render=render_small_models),
     "vllm_engine": TableSource(record="vllm_engine.json", render=render_vllm_engine),
+    "policies": TableSource(record="serving_probe.json", render=render_policies),
     "training": TableSource(record="training_throughput.json", render=render_training),
     "training_hours": TableSource(record="training_throughput.json", render=render_training_hours),
 }

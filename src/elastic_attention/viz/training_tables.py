@@ -69,7 +69,9 @@ def _name(row: Row) -> Row:
         way += ", unfused"
     if row["fast_gradients"]:
         way += ", fast gradients"
-    if row["whole_layers"]:
+    if row["whole_layers"] and row["whole_layers"] == row["layers"]:
+        again = _AGAIN["all"]
+    elif row["whole_layers"]:
         again += f", {row['layers'] - row['whole_layers']} of {row['layers']} layers"
     named = {"way": way, "again": again}
     return row | named | {"load": f"{_LOADS[row['load']]} × {row['tokens'] // 1024}K"}

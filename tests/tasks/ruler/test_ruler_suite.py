@@ -1,4 +1,5 @@
 import json
+import math
 import re
 
 import pytest
@@ -6,7 +7,9 @@ from word_tokenizer import WordTokenizer
 
 from elastic_attention.errors import DataError
 from elastic_attention.tasks.ruler import haystack, questions
+from elastic_attention.tasks.ruler.counting import zeta
 from elastic_attention.tasks.ruler.draft import find_size
+from elastic_attention.tasks.ruler.niah import hide_in_sentences
 from elastic_attention.tasks.ruler.suite import TASKS, RulerSuite
 from elastic_attention.tasks.suite import Answer, Skipped, check_tasks, open_suite
 
@@ -93,9 +96,19 @@ def test_frequent_words_are_the_most_frequent(suite):
     (sample,) = build(suite, "fwe", length=6000)
     words = sample.prompt.split("coded words. ")[1].split("\nQuestion")[0].split()
     ranked = sorted(set(words), key=words.count, reverse=True)
-    assert ranked[0] == "..." and ranked[1:4] == list(sample.answers)
+    assert ranked[0] == "..." and ranked[1:4] == list(sample.answers) and {len(word) for word in ranked[1:]} == {6}
     shares = [words.count(word) / sample.details["units"] for word in ranked[:4]]
     assert shares == pytest.approx([0.6079 / k**2 for k in range(1, 5)], abs=0.01)
+
+
+def test_the_sum_of_the_frequencies():
+    assert [zeta(2.0), zeta(4.0)] == pytest.approx([math.pi**2 / 6, math.pi**4 / 90], rel=1e-14)
+    with pytest.raises(ValueError, match="above 1"):
+        zeta(1.0)
+
+
+def test_needles_stand_at_their_depth_and_nothing_is_lost():
+    assert hide_in_sentences(list("abcd"), ["X", "Y", "Z"], [0, 50, 100]) == "X a b Y c d Z"
 
 
 def test_a_length_without_room_is_named(suite):

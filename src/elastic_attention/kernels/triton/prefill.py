@@ -27,7 +27,7 @@ from .shapes import (
     shape_grid,
     takes_descriptors,
 )
-from .sweep import LOWEST, sweep
+from .sweep import LOWEST, sweep, sweep_ahead
 from .tiles import (
     LN_2,
     can_describe,
@@ -202,6 +202,7 @@ def _prefill(
     WIDTH: tl.constexpr = triton.next_power_of_2(D)
     # A tile may hold pairs that are read and pairs that are not, other than by causality.
     EDGES: tl.constexpr = DENSE_ROWS or BLOCK % QUERIES != 0 or BLOCK % KEYS != 0
+    AHEAD: tl.constexpr = KEYS == QUERIES and not (EDGES or RAGGED or LIST_BLOCK)
     (
         sequence, batch, kv_head, head, behind, first, shift, first_real, num_keys, first_kept, stop_kept, key_start
     ) = locate_tile(
@@ -261,13 +262,22 @@ def _prefill(
 
     k_base = k + batch.to(tl.int64) * k_batch + kv_head.to(tl.int64) * k_head + key_start.to(tl.int64) * k_row
     v_base = v + batch.to(tl.int64) * v_batch + kv_head.to(tl.int64) * v_head + key_start.to(tl.int64) * v_row
-    acc, total, highest = sweep(
-        tl.zeros([QUERIES, WIDTH], tl.float32), tl.zeros([QUERIES], tl.float32), tl.full([QUERIES], LOWEST, tl.float32),
-        q_tile, k_desc, v_desc, k_base, v_base, k_row, v_row, batch, kv_head, key_start, num_keys,
-        queries, reads_all, scale, count, stop - 1, before, jump, free_from, diagonal,
-        list_base, list_count, is_named, SINK, LOCAL, BLOCK, "seen" if EDGES else "causal", D,
-        KEYS, DESCRIPTORS, RAGGED, LIST_BLOCK,
-    )  # fmt: skip
+    acc, total = tl.zeros([QUERIES, WIDTH], tl.float32), tl.zeros([QUERIES], tl.float32)
+    highest = tl.full([QUERIES], LOWEST, tl.float32)
+    if AHEAD:
+        # Computed rows are multiplied from registers, loaded ones from shared memory, whose bandwidth 64 rows use up.
+        q_tile *= tl.where(num_keys > 0, 1.0, 0.0).to(q_tile.dtype)  # by one, which the compiler cannot know
+        acc, total, highest = sweep_ahead(
+            acc, total, highest, q_tile, k_desc, v_desc, k_base, v_base, k_row, v_row, batch, kv_head, num_keys,
+            queries, scale, count, before, jump, D, KEYS, DESCRIPTORS,
+        )  # fmt: skip
+    else:
+        acc, total, highest = sweep(
+            acc, total, highest, q_tile, k_desc, v_desc, k_base, v_base, k_row, v_row, batch, kv_head, key_start,
+            num_keys, queries, reads_all, scale, count, stop - 1, before, jump, free_from, diagonal,
+            list_base, list_count, is_named, SINK, LOCAL, BLOCK, "seen" if EDGES else "causal", D,
+            KEYS, DESCRIPTORS, RAGGED, LIST_BLOCK,
+        )  # fmt: skip
     is_real = (queries >= first_real) & (queries < num_keys)
     is_kept = (queries >= first_kept) & (queries < stop_kept)
     result = tl.where(is_real[:, None], acc * (1.0 / total)[:, None], 0.0)

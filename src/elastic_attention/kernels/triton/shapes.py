@@ -28,7 +28,7 @@ class TileShape:
 
 # By the bytes of a (padded) row: what fits the shared memory and the registers of the chip without a spill. The plain
 # kernel runs as two programs of 4 warps, one multiplies while the other takes exponentials; the others need registers.
-_HOPPER_PLAIN = {512: TileShape(128, 64, 8, 2), 256: TileShape(128, 64, 4, 2), 0: TileShape(64, 128, 4, 2)}
+_HOPPER_PLAIN = {512: TileShape(128, 64, 8, 2), 256: TileShape(64, 64, 4, 3), 0: TileShape(64, 128, 4, 2)}
 _HOPPER = {512: TileShape(128, 64, 8, 2), 256: TileShape(128, 128, 8, 3), 0: TileShape(64, 128, 4, 2)}
 _HOPPER_BLENDED = {512: TileShape(64, 64, 8, 2), 256: TileShape(128, 128, 8, 3), 0: TileShape(64, 128, 4, 2)}
 _OTHER = {512: TileShape(64, 32, 4, 2), 0: TileShape(128, 64, 8, 2)}

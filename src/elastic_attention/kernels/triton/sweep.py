@@ -12,12 +12,18 @@ LOWEST = tl.constexpr(-1.0e30)
 @triton.jit
 def add_keys(acc, total, highest, scores, values, scale):
     """One step of running softmax in base 2: fold a tile of raw scores (M, N) and its values (N, D) into the state."""
+    weights, shrink, total, highest = weigh(total, highest, scores, scale)
+    acc = tl.dot(weights.to(values.dtype), values, acc * shrink[:, None], input_precision="ieee")
+    return acc, total, highest
+
+
+@triton.jit
+def weigh(total, highest, scores, scale):
+    """The part of a step that wants no values: weights (M, N), the factor of earlier results, sums and maxima."""
     new_highest = tl.maximum(highest, tl.max(scores, 1) * scale)
     weights = tl.math.exp2(scores * scale - new_highest[:, None])
     shrink = tl.math.exp2(highest - new_highest)
-    total = total * shrink + tl.sum(weights, 1)
-    acc = tl.dot(weights.to(values.dtype), values, acc * shrink[:, None], input_precision="ieee")
-    return acc, total, new_highest
+    return weights, shrink, total * shrink + tl.sum(weights, 1), new_highest
 
 
 @triton.jit
@@ -93,3 +99,28 @@ def sweep(
         is_real = (last * KEYS + tl.arange(0, KEYS) < limit)[:, None]
         acc, total, highest = add_keys(acc, total, highest, scores, tl.where(is_real, v_tile, 0.0), scale)
     return acc, total, highest
+
+
+@triton.jit
+def sweep_ahead(
+    acc, total, highest, q_tile, k_desc, v_desc, k_base, v_base, k_stride, v_stride, batch, head, limit, queries, scale,
+    count, before, jump, D: tl.constexpr, KEYS: tl.constexpr, DESCRIPTORS: tl.constexpr,
+):  # fmt: skip
+    """As `sweep`, for one or more key tiles of which the last alone is masked, by causality.
+
+    The scores of the next tile come before the values of the present one, so that while the device still adds those
+    the next softmax begins, and its keys have long been asked for.
+    """
+    tile = tl.where(before > 0, 0, jump)
+    k_tile = load_rows(k_desc, k_base, batch, head, 0, tile * KEYS, k_stride, limit, KEYS, D, DESCRIPTORS)
+    scores = tl.dot(q_tile, k_tile.T, input_precision="ieee")
+    for i in tl.range(1, count):
+        v_tile = load_rows(v_desc, v_base, batch, head, 0, tile * KEYS, v_stride, limit, KEYS, D, DESCRIPTORS)
+        weights, shrink, total, highest = weigh(total, highest, scores, scale)
+        tile = i + tl.where(i < before, 0, jump)
+        k_tile = load_rows(k_desc, k_base, batch, head, 0, tile * KEYS, k_stride, limit, KEYS, D, DESCRIPTORS)
+        scores = tl.dot(q_tile, k_tile.T, input_precision="ieee")
+        acc = tl.dot(weights.to(v_tile.dtype), v_tile, acc * shrink[:, None], input_precision="ieee")
+    scores = hide(scores, queries, tile * KEYS, True, False, False, 0, 0, 1, "causal")
+    v_tile = load_rows(v_desc, v_base, batch, head, 0, tile * KEYS, v_stride, limit, KEYS, D, DESCRIPTORS)
+    return add_keys(acc, total, highest, scores, v_tile, scale)

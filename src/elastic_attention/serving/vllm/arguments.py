@@ -14,7 +14,7 @@ from ..policy import ServingConfig, streaming
 from ..report import KEY
 from ..requests import read_route_request
 from .engine import open_adapter
-from .layout import choose_block_size, read_extra, register_flash, watch_reports
+from .layout import check_release, choose_block_size, read_extra, register_flash, watch_reports
 
 _HERE = __name__.rpartition(".")[0]
 
@@ -24,9 +24,12 @@ def complete_arguments(arguments: Any) -> None:
 
     Raises:
         AdapterError, UnsupportedModel, ValueError: the adapter, the model or another flag does not fit.
+        BackendUnavailable: this vLLM is too old.
     """
+    from vllm import __version_tuple__
     from vllm.platforms import current_platform
 
+    check_release(__version_tuple__)
     serving = ServingConfig.read(arguments.additional_config[KEY])
     model_config = arguments.create_model_config()
     config, _ = open_adapter(model_config, serving)

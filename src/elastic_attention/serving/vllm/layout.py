@@ -1,6 +1,7 @@
 """What differs between vLLM's versions and between its attention backends. Nothing else in the plugin knows.
 
-Tried with vLLM's CPU builds 0.26 and 0.32, and with 0.26 on an H200.
+Tried with vLLM's CPU builds 0.26 and 0.32, with the Python files of 0.33 over the kernels of the latter, and with 0.26
+on H200s.
 
 Shape letters: N blocks, G KV heads, P tokens of a block, D head dim, B requests, m tokens.
 """
@@ -24,6 +25,21 @@ ARCHITECTURES = (
     "Qwen3MoeForCausalLM",
 )
 """Models whose keys are rotated last, so that a rotation taken back gives what the routers read."""
+
+OLDEST = (0, 26)
+
+
+def check_release(release: tuple[Any, ...]) -> None:
+    """Is this `vllm.__version_tuple__` one that routed heads know? A build without a number begins with (0, 0).
+
+    Raises:
+        BackendUnavailable: it is too old.
+    """
+    if (0, 0) < tuple(release[:2]) < OLDEST:
+        raise BackendUnavailable(
+            f"vLLM {'.'.join(map(str, release[:3]))} is too old for routed heads; install 'vllm>=0.26', or serve with "
+            "`elastic-attn serve --engine transformers`."
+        )
 
 
 def list_rows(runner: Any, metadata: Any) -> list[str]:

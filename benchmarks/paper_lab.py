@@ -29,6 +29,7 @@ from elastic_attention.evaluation.retrieval_heads import rank_retrieval_heads, s
 from elastic_attention.evaluation.runner import find_lines, run_plan
 from elastic_attention.evaluation.session import Base, describe_device
 from elastic_attention.evaluation.suite_run import hush_transformers
+from elastic_attention.models.checkpoint import STATIC_FILE
 from elastic_attention.records import build_record, write_file
 from elastic_attention.tasks import load_corpora
 from elastic_attention.tasks.suite import Suite, open_suite
@@ -277,7 +278,7 @@ class Lab:
 
     def _rank(self, msr: float) -> Path:
         folder = self.output / "trained" / f"retrieval_heads-{msr:.2f}"
-        if folder.exists():
+        if (folder / STATIC_FILE).exists():
             return folder
         with hold(folder.parent / "retrieval_heads"):
             self.check_time()

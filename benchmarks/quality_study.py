@@ -22,7 +22,7 @@ from elastic_attention.evaluation.retrieval_heads import rank_retrieval_heads, s
 from elastic_attention.evaluation.runner import find_lines, run_plan
 from elastic_attention.evaluation.session import Base
 from elastic_attention.evaluation.suite_run import digest_adapter, fingerprint_weights, hush_transformers
-from elastic_attention.models.checkpoint import CONFIG_FILE, read_static_routes
+from elastic_attention.models.checkpoint import CONFIG_FILE, STATIC_FILE, read_static_routes
 from elastic_attention.tasks import KINDS, load_corpora
 from elastic_attention.training.recipe import Recipe
 from elastic_attention.training.trainer import train
@@ -51,6 +51,11 @@ class Contestant:
     recipe: Recipe | None = None
     like: str = ""
     place: str = "suite"
+
+
+def is_saved(folder: Path) -> bool:
+    """Is there an adapter or a mask, with the file that is written last? A process may have been killed before."""
+    return any((folder / name).exists() for name in (CONFIG_FILE, STATIC_FILE))
 
 
 @dataclass(kw_only=True)
@@ -127,9 +132,10 @@ class Study:
             Busy: another process makes it.
         """
         if contestant.method.folder:
-            if not (Path(contestant.method.folder) / CONFIG_FILE).exists():
-                raise Busy(contestant.method.folder)
-            return Path(contestant.method.folder)
+            folder = Path(contestant.method.folder)
+            if not is_saved(folder):
+                raise Busy(f"{folder} is not there yet")
+            return folder
         if contestant.recipe is not None:
             return self.train(contestant)
         return self.rank() if contestant.like else None
@@ -140,7 +146,7 @@ class Study:
         assert recipe is not None
         folder = self.output / "trained" / (method.name if contestant.like else method.label)
         with hold(folder):
-            if not (folder / "adapter").exists():
+            if not is_saved(folder / "adapter"):
                 left, base = self.deadline - time.monotonic(), self.base
                 found = train(recipe, folder, max_seconds=left, model=base.model, tokenizer=base.tokenizer)
                 if not found["is_finished"]:
@@ -152,7 +158,7 @@ class Study:
         """The mask of the heads with most attention on needles; ranked, unless it is there."""
         folder = self.output / "trained" / "retrieval_heads"
         with hold(folder):
-            if not folder.exists():
+            if not is_saved(folder):
                 model, pattern = self.base.model, ElasticConfig.for_model(self.base.model).sparse_pattern
                 assert isinstance(pattern, StreamingConfig)  # what `for_model` takes by default
                 scores = rank_retrieval_heads(
@@ -171,7 +177,7 @@ class Study:
         sparse = math.floor(msr * heads + 1e-6)
         folder = self.output / "cut" / f"{method.name}-{sparse}"
         with hold(folder):
-            if not folder.exists():
+            if not is_saved(folder):
                 cut_mask(source, folder, sparse / heads)
         return replace(method, folder=str(folder), target=round(sparse / heads, 3))
 

@@ -91,7 +91,8 @@ def test_command(command, checkout):
 
 @pytest.mark.parametrize("code", [mark(body, ("load_model",)) for body in PYTHON])
 def test_python(code, checkout):
-    run([sys.executable, "-c", code], checkout)
+    printed = run([sys.executable, "-c", code], checkout)
+    assert code != PYTHON[0] or "third stone" in printed
 
 
 def test_blocks_are_shell_or_python():

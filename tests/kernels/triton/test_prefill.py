@@ -59,15 +59,18 @@ def test_blocks_longer_and_shorter_than_tiles(device, block, tile):
     check(results, q, k, v, modes == STREAMING, config)
 
 
+@pytest.mark.parametrize("tile", [None, TILE], ids=["chosen", "square"])
 @pytest.mark.parametrize("head_dim", [16, 48, 128, 256])
-def test_head_dims_and_dtypes(device, half_dtypes, head_dim):
+def test_head_dims_and_dtypes(device, half_dtypes, head_dim, tile):
     modes = make_modes([[STREAMING, FULL]], device)
     scale = head_dim**-0.5
     for dtype in (torch.float32, *half_dtypes):
         q, k, v = make_inputs(
             device, num_q_heads=2, num_kv_heads=2, num_queries=70, num_keys=90, head_dim=head_dim, dtype=dtype
         )
-        check(attend_triton(q, k, v, modes, SMALL, scale), q, k, v, modes == STREAMING, SMALL, scale)
+        given = q, k, v, modes, SMALL, scale
+        results = launch_prefill(*given, None, None, None, tile, False) if tile else attend_triton(*given)
+        check(results, q, k, v, modes == STREAMING, SMALL, scale)
 
 
 @pytest.mark.parametrize("group_size", [1, 3, 8])
@@ -80,6 +83,8 @@ def test_group_sizes_and_routes_of_each_sequence(device, group_size):
 def test_descriptors_strides_and_slices_change_nothing(device):
     q, k, v = (torch.randn(1, 90, heads, 16, device=device).transpose(1, 2) for heads in (4, 2, 2))
     parts = q[:, :, 7:77], k[:, :, :77], v[:, :, :77]
+    for x in (q[:, :, :7], q[:, :, 77:], k[:, :, 77:], v[:, :, 77:]):  # of others
+        x.fill_(float("nan"))
     modes = make_modes([[STREAMING, FULL]], device)
     rest = modes, SMALL, 0.25, None, None, None, TileShape(16, 16, 4, 1)
     copied = launch_prefill(*(x.contiguous() for x in parts), *rest, False)

@@ -30,12 +30,12 @@ OLDEST = (0, 26)
 
 
 def check_release(release: tuple[Any, ...]) -> None:
-    """Is this `vllm.__version_tuple__` one that routed heads know? A build without a number begins with (0, 0).
+    """Is this `vllm.__version_tuple__` one that routed heads know? Builds without a number say 0.0 or 0.1.
 
     Raises:
         BackendUnavailable: it is too old.
     """
-    if (0, 0) < tuple(release[:2]) < OLDEST:
+    if (0, 1) < tuple(release[:2]) < OLDEST:
         raise BackendUnavailable(
             f"vLLM {'.'.join(map(str, release[:3]))} is too old for routed heads; install 'vllm>=0.26', or serve with "
             "`elastic-attn serve --engine transformers`."

@@ -233,7 +233,7 @@ class Study:
         for kind in kinds:
             plan, folder = self.plan([method], (kind,), samples), self.output / "answers" / method.label / kind
             try:
-                with hold(folder):  # also to read them: opening answers writes them anew
+                with hold(folder):
                     lines += find_lines(plan, self.suite, folder) or self._run(plan, folder, method)
             except Busy:
                 busy.append(kind)

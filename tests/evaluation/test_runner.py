@@ -56,6 +56,8 @@ def test_a_killed_run_goes_on_and_asks_nothing_twice(subject, whole, tmp_path, m
         run(subject, tmp_path, advance=kill)
     (path,) = tmp_path.glob("answers-*.jsonl")
     path.write_text(path.read_text() + '{"method": "routed", "ta')  # killed in the middle of a line
+    left = path.read_bytes()
+    assert runner.find_lines(PLAN, WordSuite(), tmp_path) is None and path.read_bytes() == left  # readers only read
     assert without_seconds(run(subject, tmp_path)) == without_seconds(whole)
     assert len(asked) == sum(not line.skipped for line in whole)
     suite = WordSuite()

@@ -93,7 +93,7 @@ class AnswerLog:
         # Written anew, because a killed run may have left half a line at the end.
         kept = {line.key: line for line in read_lines(self.path)}
         write_file(self.path, "".join(map(_write_line, kept.values())))
-        self.done = {line.key: line for path in sorted(folder.glob("answers-*.jsonl")) for line in read_lines(path)}
+        self.done = read_answers(folder)
 
     def has(self, method: str, batch: Batch) -> bool:
         """Has the method answered the whole batch?"""
@@ -106,6 +106,11 @@ class AnswerLog:
             stream.flush()
             os.fsync(stream.fileno())
         self.done |= {line.key: line for line in lines}
+
+
+def read_answers(folder: Path) -> dict[Key, Line]:
+    """The lines of all shards, whose files stay as they are: their runs may be writing them."""
+    return {line.key: line for path in sorted(folder.glob("answers-*.jsonl")) for line in read_lines(path)}
 
 
 def read_lines(path: Path) -> list[Line]:

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from ..errors import ElasticAttentionError
 from ..records import write_file
 from ..tasks.suite import Skipped, Suite, SuiteSample
-from .answer_log import AnswerLog, Line, make_line, make_skipped_line
+from .answer_log import AnswerLog, Key, Line, make_line, make_skipped_line, read_answers
 from .asking import ask_samples
 from .methods import Method
 from .plan import Batch, EvalPlan, Shard, list_batches
@@ -93,7 +93,7 @@ def run_plan(
                         asking = method
                     log.add(list(_answer_batch(method, reader, suite, tokenizer, built)))
                     advance(f"{method.label} {batch.task} {batch.length:,}")
-    return collect_lines(plan, batches, AnswerLog(output, part))
+    return collect_lines(plan, batches, read_answers(output))
 
 
 def check_context(entry: SuiteSample | Skipped, context: int | None) -> SuiteSample | Skipped:
@@ -107,7 +107,7 @@ def check_context(entry: SuiteSample | Skipped, context: int | None) -> SuiteSam
     return Skipped(task=entry.task, index=entry.index, length=entry.length, reason=reason)
 
 
-def collect_lines(plan: EvalPlan, batches: Sequence[Batch], log: AnswerLog) -> list[Line] | None:
+def collect_lines(plan: EvalPlan, batches: Sequence[Batch], done: Mapping[Key, Line]) -> list[Line] | None:
     """The lines of the whole run in its order; None if some are missing."""
     keys = [
         (method.label, batch.task, batch.length, index)
@@ -115,14 +115,12 @@ def collect_lines(plan: EvalPlan, batches: Sequence[Batch], log: AnswerLog) -> l
         for batch in batches
         for index in batch.indexes
     ]
-    return [log.done[key] for key in keys] if all(key in log.done for key in keys) else None
+    return [done[key] for key in keys] if all(key in done for key in keys) else None
 
 
 def find_lines(plan: EvalPlan, suite: Suite, folder: Path) -> list[Line] | None:
-    """The lines that a run of one process left in `folder`; None if some are missing."""
-    if not folder.exists():
-        return None
-    return collect_lines(plan, list(list_batches(plan, suite)), AnswerLog(folder, Shard()))
+    """The lines that runs left in `folder`; None if some are missing."""
+    return collect_lines(plan, list(list_batches(plan, suite)), read_answers(folder))
 
 
 def claim_folder(output: Path, identity: dict[str, Any]) -> None:

@@ -57,6 +57,7 @@ class _Steps:
         self._handle, self._forward = handle, forward
         self._step: _CapturedStep | None = None
         self._num_plain = 0  # steps in a row that could have been replayed
+        self._has_memory = True  # for a graph
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         options = {key: value for key, value in kwargs.items() if key not in _VARYING and value is not None}
@@ -68,11 +69,14 @@ class _Steps:
             self._num_plain = self._num_plain if self._step.is_used_up else 0
             self.finish()
         if self._step is None:
-            if self._num_plain < _PLAIN_STEPS or not self._handle.replays_steps:
+            if self._num_plain < _PLAIN_STEPS or not (self._handle.replays_steps and self._has_memory):
                 self._num_plain += 1
                 return self._run(**kwargs)
             try:
                 self._step = _CapturedStep(self._handle, self._forward, kwargs, options)
+            except torch.OutOfMemoryError:  # the next answer may find more
+                self._has_memory = False
+                return self._run(**kwargs)
             except RuntimeError as error:  # experts in float32, for one, whose loads the host reads
                 _logger.warning("Steps of this model run one by one, because none can be captured: %s", error)
                 self._handle.replays_steps = False

@@ -9,7 +9,7 @@ from elastic_attention.kernels.modes import FULL, LISTS, STREAMING, TRIANGLE
 from elastic_attention.kernels.reference import attend_reference
 from elastic_attention.kernels.spans import Spans
 from elastic_attention.kernels.triton.prefill import attend_triton, launch_prefill
-from elastic_attention.kernels.triton.shapes import TileShape
+from elastic_attention.kernels.triton.shapes import _HOPPER_PLAIN, TileShape
 from elastic_attention.patterns import build_pattern
 from oracles import assert_as_exact, attend_naively
 
@@ -71,6 +71,21 @@ def test_head_dims_and_dtypes(device, half_dtypes, head_dim, tile):
         given = q, k, v, modes, SMALL, scale
         results = launch_prefill(*given, None, None, None, tile, False) if tile else attend_triton(*given)
         check(results, q, k, v, modes == STREAMING, SMALL, scale)
+
+
+@pytest.mark.parametrize("use_descriptors", [False, True])
+@pytest.mark.parametrize(("num_queries", "num_keys"), [(300, 300), (70, 427), (1, 513)])
+def test_the_tile_that_hopper_takes_for_whole_sequences(device, half_dtypes, use_descriptors, num_queries, num_keys):
+    if use_descriptors and device.type == "cuda" and torch.cuda.get_device_capability()[0] < 9:
+        pytest.skip("the GPU has no tensor memory accelerator")
+    config = StreamingConfig(num_sink_tokens=128, local_window=128, block_size=128)
+    modes = make_modes([[STREAMING, FULL]], device)
+    for dtype in half_dtypes:
+        q, k, v = make_inputs(
+            device, num_q_heads=2, num_queries=num_queries, num_keys=num_keys, head_dim=128, dtype=dtype
+        )
+        given = q, k, v, modes, config, 128**-0.5, None, None, None, _HOPPER_PLAIN[256], use_descriptors
+        check(launch_prefill(*given), q, k, v, modes == STREAMING, config, 128**-0.5)
 
 
 @pytest.mark.parametrize("group_size", [1, 3, 8])

@@ -202,6 +202,7 @@ def _prefill(
     WIDTH: tl.constexpr = triton.next_power_of_2(D)
     # A tile may hold pairs that are read and pairs that are not, other than by causality.
     EDGES: tl.constexpr = DENSE_ROWS or BLOCK % QUERIES != 0 or BLOCK % KEYS != 0
+    # Square tiles of whole sequences: the last one alone is masked, so scores can come a tile ahead of their values.
     AHEAD: tl.constexpr = KEYS == QUERIES and not (EDGES or RAGGED or LIST_BLOCK)
     (
         sequence, batch, kv_head, head, behind, first, shift, first_real, num_keys, first_kept, stop_kept, key_start

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Sequence
@@ -15,11 +16,12 @@ from paper_sharing import Busy, hold
 from paper_statistics import ROBUST
 
 from elastic_attention import ElasticConfig, StreamingConfig
+from elastic_attention.errors import ElasticAttentionError
 from elastic_attention.evaluation.answer_log import Line
 from elastic_attention.evaluation.methods import Method, settle_method
 from elastic_attention.evaluation.plan import EvalPlan
 from elastic_attention.evaluation.retrieval_heads import rank_retrieval_heads, save_retrieval_mask
-from elastic_attention.evaluation.runner import find_lines, run_plan
+from elastic_attention.evaluation.runner import RUN_FILE, find_lines, run_plan
 from elastic_attention.evaluation.session import Base
 from elastic_attention.evaluation.suite_run import digest_adapter, fingerprint_weights, hush_transformers
 from elastic_attention.models.checkpoint import CONFIG_FILE, STATIC_FILE, read_static_routes
@@ -225,6 +227,7 @@ class Study:
         Raises:
             TimeUp: past the deadline.
             Busy: other processes ask it the kinds that are left.
+            ElasticAttentionError: the folder holds answers that other routers gave.
         """
         if method.label in self.answers:
             return
@@ -234,6 +237,7 @@ class Study:
             plan, folder = self.plan([method], (kind,), samples), self.output / "answers" / method.label / kind
             try:
                 with hold(folder):
+                    self._check_routers(folder, method)
                     lines += find_lines(plan, self.suite, folder) or self._run(plan, folder, method)
             except Busy:
                 busy.append(kind)
@@ -248,8 +252,8 @@ class Study:
             "model": self.base.describe(),
             "weights": fingerprint_weights(self.base.model),
         }
-        if method.folder or method.name == "routed":  # without a folder: what ships for the model
-            identity["adapter"] = digest_adapter(method.folder or self.routers, self.base.model)
+        if adapter := self._digest(method):
+            identity["adapter"] = adapter
         with hush_transformers():
             self.suite.prepare(self.plan([method], self.suite.tasks, self.samples), self.base.tokenizer, self.workers)
             lines = run_plan(
@@ -264,3 +268,16 @@ class Study:
             )
         assert lines is not None  # one shard is the whole run
         return lines
+
+    def _digest(self, method: Method) -> str | None:
+        if method.folder or method.name == "routed":  # without a folder: what ships for the model
+            return digest_adapter(method.folder or self.routers, self.base.model)
+        return None
+
+    def _check_routers(self, folder: Path, method: Method) -> None:
+        # Answers may come from another computer and its precision, but not from other routers.
+        path = folder / RUN_FILE
+        if path.exists() and json.loads(path.read_text(encoding="utf-8")).get("adapter") != self._digest(method):
+            raise ElasticAttentionError(
+                f"{folder} holds answers of other routers; choose another --output or remove that folder."
+            )

@@ -1,6 +1,7 @@
 """The quality study on a tiny model: everybody answers through the runner, masks are cut where they should be."""
 
 import argparse
+import shutil
 import time
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from smollm2_quality import list_contestants, list_frontier, pack_steps, summari
 
 from elastic_attention import StreamingConfig
 from elastic_attention.config import to_dict
+from elastic_attention.errors import ElasticAttentionError
 from elastic_attention.evaluation.session import Base
 from elastic_attention.models.checkpoint import read_static_routes, save_static_routes
 from elastic_attention.tasks.suite import open_suite
@@ -109,6 +111,17 @@ def test_everybody_is_asked_and_a_stopped_study_goes_on(study, folder, monkeypat
     assert len(made.cuts) == 4 * 2 and kinds == ("needle",)
     monkeypatch.setattr("elastic_attention.evaluation.runner.ask_samples", None)  # nothing is asked again
     assert study(60).answers == made.answers
+
+
+def test_answers_of_other_routers_are_refused(study, folder, tmp_path):
+    made = study()
+    other = Path(shutil.copytree(folder / "shipped", tmp_path / "other"))
+    (config,) = other.glob("*.json")
+    config.write_text(config.read_text() + "\n")
+    method, made.routers = made.methods["routed"], str(other)
+    del made.answers["routed"]
+    with pytest.raises(ElasticAttentionError, match="answers of other routers; choose another --output"):
+        made.ask(method, made.suite.tasks, OPTIONS.samples)
 
 
 def test_routers_that_others_train_are_waited_for(study, folder, tmp_path):

@@ -33,6 +33,7 @@ SUITES = {
     "gsm8k": ("problems.suite", "Gsm8kSuite"),
     "aime24": ("problems.suite", "AimeSuite"),
     "almanac": ("longbench.almanac", "AlmanacSuite"),
+    "everyday": ("everyday.suite", "EverydaySuite"),
 }
 
 

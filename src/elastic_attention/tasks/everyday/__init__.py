@@ -1,0 +1,1 @@
+"""Everyday facts in prompts of kinds that no training has seen."""

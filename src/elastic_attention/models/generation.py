@@ -127,6 +127,8 @@ def _refuse_long_prompt(handle: "Handle", num_columns: int, mask: Tensor | None)
 
 def _is_assisted(handle: "Handle", kwargs: dict[str, Any]) -> bool:
     configs = [c for c in (kwargs.get("generation_config"), handle.model.generation_config) if c is not None]
+    if any(getattr(c, "is_assistant", False) for c in configs):  # the model that proposes takes back what is refused
+        return True
     return any(
         kwargs.get(name) is not None or any(getattr(c, name, None) is not None for c in configs)
         for name in _ASSISTED_OPTIONS

@@ -145,6 +145,14 @@ class Suite(Protocol):
         """The official score of an answer, in [0, 1]; an empty answer has a score as well."""
 
 
+def make_or_skip(make: Callable[[], SuiteSample], *, task: str, index: int, length: int) -> SuiteSample | Skipped:
+    """What `make` gives, or the reason why the data cannot give it."""
+    try:
+        return make()
+    except DataError as error:
+        return Skipped(task=task, index=index, length=length, reason=str(error))
+
+
 def render_prompt(
     tokenizer: Tokenizer, text: str, *, answer_prefix: str = "", is_chat: bool = True
 ) -> tuple[str, list[int]]:

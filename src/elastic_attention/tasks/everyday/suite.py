@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from inspect import cleandoc
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from elastic_attention.tasks.passages import split_sentences
 from elastic_attention.tasks.ruler.draft import Draft, find_size
 from elastic_attention.tasks.ruler.scoring import match_part
 from elastic_attention.tasks.sample import Tokenizer
-from elastic_attention.tasks.suite import Answer, Skipped, SuiteSample, render_prompt
+from elastic_attention.tasks.suite import Answer, Skipped, SuiteSample, make_or_skip, render_prompt
 
 CHAT = "_chat"
 SEPARATORS = {"lines": "\n", "prose": " ", "document": "\n"}
@@ -53,10 +53,8 @@ class EverydaySuite(CorporaSuite):
     ) -> Iterator[SuiteSample | Skipped]:
         """Samples as long as `length` allows: one more unit of haystack would not fit. Wordings take turns."""
         for index in indexes:
-            try:
-                yield self._build_sample(task, index, length, seed, tokenizer)
-            except DataError as error:
-                yield Skipped(task=task, index=index, length=length, reason=str(error))
+            make = partial(self._build_sample, task, index, length, seed, tokenizer)
+            yield make_or_skip(make, task=task, index=index, length=length)
 
     def score(self, answer: Answer, sample: SuiteSample) -> float:
         """1 if the fact's answer stands in what the model said."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from elastic_attention.tasks.ruler.templates import Template
 from elastic_attention.tasks.ruler.tracking import TrackingKnobs, draft_tracking
 from elastic_attention.tasks.ruler.words import digest_words
 from elastic_attention.tasks.sample import Tokenizer
-from elastic_attention.tasks.suite import Answer, Skipped, SuiteSample, has_chat_template, render_prompt
+from elastic_attention.tasks.suite import Answer, Skipped, SuiteSample, has_chat_template, make_or_skip, render_prompt
 
 Knobs = NiahKnobs | TrackingKnobs | CommonKnobs | FrequentKnobs | str
 OFFICIAL_SAMPLES = 500
@@ -126,10 +127,8 @@ class RulerSuite:
     ) -> Iterator[SuiteSample | Skipped]:
         """Samples as long as `length` allows: one more unit of haystack would not fit."""
         for index in indexes:
-            try:
-                yield self._build_sample(task, index, length, seed, tokenizer)
-            except DataError as error:
-                yield Skipped(task=task, index=index, length=length, reason=str(error))
+            make = partial(self._build_sample, task, index, length, seed, tokenizer)
+            yield make_or_skip(make, task=task, index=index, length=length)
 
     def score(self, answer: Answer, sample: SuiteSample) -> float:
         """Share of references in the answer; for questions whether any is."""

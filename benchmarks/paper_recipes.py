@@ -14,7 +14,7 @@ from paper_statistics import ROBUST
 
 from elastic_attention.config import XAttentionConfig, to_dict
 from elastic_attention.records import write_file
-from elastic_attention.tasks import KINDS
+from elastic_attention.tasks import KINDS, TRAINED_KINDS
 from elastic_attention.training.recipe import DataConfig, Interval, PackConfig, Recipe
 
 LEARNING_RATES = {"static": 0.1, "hard_concrete": 0.1, "alpha": 0.02}
@@ -139,9 +139,11 @@ def _choose_generated(
     data: DataConfig, wanted: Training, scale: Scale, categories: set[str], folder: Path
 ) -> DataConfig:
     lengths = tuple(n for n in data.lengths if n <= scale.short) if wanted.is_short else data.lengths
-    kinds = tuple(k for k, v in KINDS.items() if v.category in categories) if wanted.only else data.kinds
+    kinds = data.kinds or tuple(KINDS)
+    if wanted.only:
+        kinds = tuple(kind for kind in kinds if TRAINED_KINDS[kind].category in categories)
     # Each sample about once, and each kind at each length equally often.
-    turn = len(kinds or KINDS) * len(lengths)
+    turn = len(kinds) * len(lengths)
     tokens = scale.steps * scale.step_tokens
     samples = turn * math.ceil(tokens / (sum(lengths) / len(lengths)) / turn)
     packs = dataclasses.replace(data.packs, samples=min(samples, data.packs.samples))

@@ -13,7 +13,8 @@ from elastic_attention.tasks.drawing import take_split
 from elastic_attention.tasks.everyday.suite import CHAT, EverydaySuite, read_units
 from elastic_attention.tasks.everyday.wordings import REPEATED, WORDINGS
 from elastic_attention.tasks.mixture import MIXTURE
-from elastic_attention.tasks.registry import KINDS, make_sample
+from elastic_attention.tasks.registry import ALL_KINDS, make_sample
+from elastic_attention.tasks.relations import TRAINED, UNTRAINED, VALIDATION, WORDS
 from elastic_attention.tasks.sample import prompt_text
 from elastic_attention.tasks.suite import Answer, Skipped, SuiteSample, open_suite
 
@@ -85,7 +86,7 @@ def test_training_sees_none_of_it():
     texts += [line for lines in REPEATED for line in lines]
     forms = [re.compile(re.sub(r"\\\{\d\\\}", ".{1,30}", re.escape(text))) for text in texts]
     assert len(forms) > 30 and forms[0].search("The key of the big shed lies under the mat.")
-    makers = {kind: row.make for kind, row in KINDS.items()}
+    makers = {kind: row.make for kind, row in ALL_KINDS.items()}
     makers |= {task: make for tasks in MIXTURE.values() for task, make in tasks.items()}
     for task, make in makers.items():
         for index in range(3):
@@ -100,6 +101,20 @@ def test_training_sees_none_of_it():
                 assert not [form for form in forms if form.search(told)], task
     trained = [d.text for d in take_split(load_corpora().prose, is_heldout=False)]
     assert not [unit for unit in read_units("prose", None) if len(unit) > 120 and any(unit in t for t in trained)]
+
+
+def test_training_has_neither_its_words_nor_its_relations():
+    """No choice of a word list, name or phrase, is one of those that the told kinds draw from."""
+    lists = [
+        choices for w in WORDINGS.values() for choices in (*w.about, *w.answer) if not choices.startswith("range:")
+    ]
+    own = {choice.lower() for choices in lists for choice in choices.split("|")}
+    told = {word.lower() for words in WORDS.values() for word in words}
+    assert len(own) > 90 and len(told) > 200 and not own & told
+    plain = [re.sub(r"\W*\{[^}]*\}\W*", "*", text) for w in WORDINGS.values() for text in (w.sentence, w.question)]
+    for relation in (*TRAINED, *UNTRAINED, *VALIDATION):
+        for text in (relation.beginning, relation.question):
+            assert re.sub(r"\W*\{[^}]*\}\W*", "*", text) not in plain
 
 
 def test_without_a_chat_template_all_prompts_are_plain():

@@ -10,7 +10,7 @@ from elastic_attention.tasks import load_corpora, mixture
 from elastic_attention.tasks.counting import NominalTokenizer
 from elastic_attention.tasks.mixture import MANIFEST, MIXTURE, MixtureConfig, build_mixture, main, make_rows
 
-SMALL = MixtureConfig(samples=6, heldout=1, min_tokens=1500, max_tokens=4000)
+SMALL = MixtureConfig(samples=9, heldout=1, min_tokens=1500, max_tokens=4000)
 CATEGORIES = {"single_qa", "multi_qa", "summarization", "few_shot", "synthetic", "code"}
 
 
@@ -62,7 +62,10 @@ def test_more_samples_begin_with_the_same_ones(built):
 
 def test_splits_share_no_question(built):
     folder, _ = built
-    train, heldout = ({r["question"] + r["answer"] for r in read(folder / f"{s}.jsonl")} for s in ("train", "heldout"))
+    train, heldout = (
+        {r["question"] + r["metadata"]["answer_prefix"] + r["answer"] for r in read(folder / f"{split}.jsonl")}
+        for split in ("train", "heldout")
+    )
     assert not train & heldout
 
 

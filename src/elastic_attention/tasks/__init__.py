@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from elastic_attention.tasks.corpora import Corpora, build_corpora, corpora_digest, load_corpora, load_document
     from elastic_attention.tasks.drawing import SPLITS
-    from elastic_attention.tasks.registry import KINDS, Kind, generate
+    from elastic_attention.tasks.registry import KINDS, TRAINED_KINDS, Kind, generate
     from elastic_attention.tasks.sample import Sample, render, to_row
 
 __all__ = [
     "KINDS",
     "SPLITS",
+    "TRAINED_KINDS",
     "Corpora",
     "Kind",
     "Sample",
@@ -37,6 +38,7 @@ HOMES = {
     "load_document": "corpora",
     "SPLITS": "drawing",
     "KINDS": "registry",
+    "TRAINED_KINDS": "registry",
     "Kind": "registry",
     "generate": "registry",
     "Sample": "sample",

@@ -1,14 +1,19 @@
-"""The project's own held-out samples as a suite: every kind of `tasks.KINDS`, scored by the tokens of its answer."""
+"""The project's own held-out samples as suites: those of `tasks.KINDS` and others, scored by the answer's tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from elastic_attention.tasks.corpora import load_corpora
 from elastic_attention.tasks.corpora_suite import CorporaSuite, with_marks
-from elastic_attention.tasks.registry import KINDS, generate
+from elastic_attention.tasks.registry import ALL_KINDS, KINDS, PAIRS, VALIDATION_KINDS, generate
+from elastic_attention.tasks.ruler.scoring import match_part
 from elastic_attention.tasks.sample import Tokenizer, prompt_text, render
 from elastic_attention.tasks.suite import Answer, Skipped, SuiteSample
+
+# A chat may answer in a whole sentence.
+LONGEST_ANSWER = 32
 
 
 class KindsSuite(CorporaSuite):
@@ -63,4 +68,31 @@ class KindsSuite(CorporaSuite):
     def score(self, answer: Answer, sample: SuiteSample) -> float:
         """1 or 0 for exact kinds, else the share of right tokens."""
         hits = [said == wanted for said, wanted in zip(answer.token_ids, sample.target_ids, strict=True)]
-        return float(all(hits)) if KINDS[sample.task].metric == "exact" else sum(hits) / len(hits)
+        return float(all(hits)) if ALL_KINDS[sample.task].metric == "exact" else sum(hits) / len(hits)
+
+
+class PairsSuite(KindsSuite):
+    """Held-out samples of the kinds that share their texts in pairs; asked and scored as in `KindsSuite`."""
+
+    tasks = headline = tuple(PAIRS)
+    default_samples = 100
+
+
+class ValidationSuite(KindsSuite):
+    """Facts that no training has, to choose steps and targets by; right where the answer occurs in what is said."""
+
+    tasks = headline = tuple(VALIDATION_KINDS)
+    default_samples = 100
+
+    def build(
+        self, task: str, indexes: Sequence[int], *, length: int, seed: int, tokenizer: Tokenizer
+    ) -> Iterator[SuiteSample | Skipped]:
+        """As in `KindsSuite`; the model speaks for itself."""
+        for sample in KindsSuite.build(self, task, indexes, length=length, seed=seed, tokenizer=tokenizer):
+            if isinstance(sample, SuiteSample):
+                sample = replace(sample, target_ids=(), max_new_tokens=LONGEST_ANSWER)
+            yield sample
+
+    def score(self, answer: Answer, sample: SuiteSample) -> float:
+        """1 if the answer stands in what the model said, else 0."""
+        return match_part(answer.text, [reference.strip() for reference in sample.answers])

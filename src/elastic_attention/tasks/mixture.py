@@ -25,28 +25,31 @@ from elastic_attention.tasks.counting import NominalTokenizer
 from elastic_attention.tasks.document_questions import make_bridge, make_collection, make_comparison, make_report_line
 from elastic_attention.tasks.drawing import Draw
 from elastic_attention.tasks.packages import sha256_of
-from elastic_attention.tasks.registry import KINDS, MIN_TOKENS, make_sample
+from elastic_attention.tasks.registry import MIN_TOKENS, TRAINED_KINDS, make_sample
 from elastic_attention.tasks.sample import Sample, encode_prompt, to_row
 from elastic_attention.tasks.summaries import make_module_lines, make_overviews
 
 MANIFEST = "mixture.json"
 # Raise it when the same settings give other records, so that an older folder is not taken for a new one.
-FORMAT = 1
+FORMAT = 2
 Maker = Callable[[Draw, str, str], Sample]
+
+
+def take(*kinds: str) -> dict[str, Maker]:
+    """What makes samples of these kinds, by their names."""
+    return {kind: TRAINED_KINDS[kind].make for kind in kinds}
+
+
 # The six kinds of the papers' benchmarks are the categories; the tasks of one take turns.
 MIXTURE: dict[str, dict[str, Maker]] = {
-    "single_qa": {"report_line": make_report_line, "facts": KINDS["facts"].make},
+    "single_qa": {"report_line": make_report_line} | take("facts", "told_prose", "told_profile", "told_code"),
     "multi_qa": {"bridge": make_bridge, "comparison": make_comparison, "collection": make_collection},
-    "summarization": {
-        "overviews": make_overviews,
-        "module_lines": make_module_lines,
-        "subject": KINDS["subject"].make,
-    },
-    "few_shot": {kind: KINDS[kind].make for kind in ("classes", "regions", "most_frequent")},
-    "synthetic": {
-        kind: KINDS[kind].make for kind in ("needle", "needles_2", "needles_4", "lookup", "constants", "copying")
-    },
-    "code": {kind: KINDS[kind].make for kind in ("code", "repeated_lines")},
+    "summarization": {"overviews": make_overviews, "module_lines": make_module_lines}
+    | take("subject", "skimmed_prose", "skimmed_profile", "skimmed_sentences"),
+    "few_shot": take("classes", "regions", "most_frequent", "skimmed_table"),
+    "synthetic": take("needle", "needles_2", "needles_4", "lookup", "constants", "copying")
+    | take("told_repeated", "told_sentences", "told_table"),
+    "code": take("code", "repeated_lines", "skimmed_code", "skimmed_repeated"),
 }
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from elastic_attention.tasks.aggregation import make_most_frequent
+from elastic_attention.tasks.bodies import HAYSTACKS, draw_comments, draw_repeated
 from elastic_attention.tasks.continuation import make_code, make_prose, make_repeated_lines
 from elastic_attention.tasks.copying import make_copying
 from elastic_attention.tasks.corpora import Corpora
@@ -16,8 +17,10 @@ from elastic_attention.tasks.facts import make_facts
 from elastic_attention.tasks.few_shot import make_classes, make_regions
 from elastic_attention.tasks.lookup import make_constants, make_lookup
 from elastic_attention.tasks.needles import make_needle, make_needles
+from elastic_attention.tasks.relations import VALIDATION
 from elastic_attention.tasks.sample import Sample, Tokenizer, encode_prompt
 from elastic_attention.tasks.subject import make_subject
+from elastic_attention.tasks.told import make_hidden, make_skimmed, make_told
 
 SENSITIVE, ROBUST = "sensitive", "robust"
 EXACT, TOKEN_ACCURACY = "exact", "token_accuracy"
@@ -37,6 +40,7 @@ class Kind:
     make: Callable[[Draw, str, str], Sample]
 
 
+# What the suite `mixture` asks and its records name; recipes train on the pairs as well.
 KINDS = {
     "needle": Kind(SENSITIVE, EXACT, make_needle),
     "needles_2": Kind(SENSITIVE, EXACT, partial(make_needles, num_keys=2)),
@@ -53,6 +57,19 @@ KINDS = {
     "most_frequent": Kind(ROBUST, EXACT, make_most_frequent),
     "subject": Kind(ROBUST, EXACT, make_subject),
 }
+# On each haystack a sensitive and a robust kind, told apart by the question alone.
+PAIRS = {f"told_{name}": Kind(SENSITIVE, EXACT, partial(make_told, haystack=name)) for name in HAYSTACKS} | {
+    f"skimmed_{name}": Kind(ROBUST, EXACT, partial(make_skimmed, haystack=name)) for name in HAYSTACKS
+}
+# Steps and targets are chosen on these, whose relations and words no training has.
+VALIDATION_KINDS = {
+    f"validation_{name}": Kind(
+        SENSITIVE, EXACT, partial(make_hidden, make_body=body, joint="\n", relations=VALIDATION, is_brief=True)
+    )
+    for name, body in {"comments": draw_comments, "repeated": draw_repeated}.items()
+}
+TRAINED_KINDS = KINDS | PAIRS
+ALL_KINDS = TRAINED_KINDS | VALIDATION_KINDS
 
 
 def generate(
@@ -71,12 +88,12 @@ def generate(
     numbers) or "heldout_format" (held out, and in a wording that training never sees). Raises ValueError for an
     unknown kind or split and for fewer than 512 tokens.
     """
-    if kind not in KINDS:
-        raise ValueError(f"kind {kind!r} is unknown; choose one of {', '.join(KINDS)}.")
+    if kind not in ALL_KINDS:
+        raise ValueError(f"kind {kind!r} is unknown; choose one of {', '.join(ALL_KINDS)}.")
     return make_sample(
         kind,
-        KINDS[kind].category,
-        KINDS[kind].make,
+        ALL_KINDS[kind].category,
+        ALL_KINDS[kind].make,
         seed=seed,
         index=index,
         target_tokens=target_tokens,

@@ -26,6 +26,8 @@ from elastic_attention.tasks.sample import Tokenizer
 # name -> module below `tasks`, and the class in it. Modules are imported on first use.
 SUITES = {
     "mixture": ("kinds_suite", "KindsSuite"),
+    "pairs": ("kinds_suite", "PairsSuite"),
+    "validation": ("kinds_suite", "ValidationSuite"),
     "ruler": ("ruler.suite", "RulerSuite"),
     "longbench": ("longbench.suite", "LongBenchSuite"),
     "longbench-e": ("longbench.suite", "LongBenchSuite"),

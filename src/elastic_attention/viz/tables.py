@@ -87,7 +87,7 @@ for _name in ("recipes_smollm2", "recipes_coder"):
     TABLES[f"{_name}_runs"] = TableSource(record=f"{_name}.json", render=render_recipe_runs)
 
 # Evaluations: results/NAME.json gives the tables NAME (tasks down, methods across) and NAME_methods.
-_SUITES = ("mixture", "ruler", "longbench", "longbench_e", "longbench_v2", "almanac", "everyday")
+_SUITES = ("mixture", "pairs", "validation", "ruler", "longbench", "longbench_e", "longbench_v2", "almanac", "everyday")
 for _name in (*_SUITES, "methods", "extrapolation"):
     TABLES[_name] = TableSource(record=f"{_name}.json", render=render_eval_tasks)
     TABLES[f"{_name}_methods"] = TableSource(record=f"{_name}.json", render=render_eval_methods)

@@ -4,7 +4,7 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 
 from elastic_attention import DataError
-from elastic_attention.tasks import KINDS, generate, load_corpora, render, to_row
+from elastic_attention.tasks import TRAINED_KINDS, generate, load_corpora, render, to_row
 from elastic_attention.training.data.encoding import Encoder
 from elastic_attention.training.data.record import check_record
 from hash_tokenizer import HashTokenizer
@@ -89,13 +89,14 @@ def test_template_options_reach_the_template():
     assert text((0, sample.response[0])).endswith("<|assistant|>(quiet)")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TRAINED_KINDS)
 def test_generated_samples_keep_their_tokens(kind):
     tokenizer = make_tokenizer()
     sample = generate(kind, seed=0, index=1, target_tokens=1200, corpora=load_corpora(), tokenizer=tokenizer)
     prompt, answer = render(sample, tokenizer)
     coded = Encoder(tokenizer).encode(check_record(to_row(sample), "f:1"), "f:1")
-    assert coded.tokens.tolist() == prompt + answer
+    ends = [tokenizer.eos_token_id] * (sample.is_chat and not sample.answer_prefix and bool(tokenizer.eos_token_id))
+    assert coded.tokens.tolist() == prompt + answer + ends
     assert coded.response[0] == len(prompt)
 
 

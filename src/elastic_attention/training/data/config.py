@@ -88,7 +88,7 @@ class DataConfig:
     """Samples of a run; the packs of a step are a function of (seed, step) alone.
 
     Attributes:
-        kinds: kinds of `tasks.KINDS` in equal shares; empty = all of them.
+        kinds: kinds of `tasks.TRAINED_KINDS` in equal shares; empty = all of `tasks.KINDS`.
         corpora: folder made by `python -m elastic_attention.tasks.corpora`, None = the texts inside the package.
         lengths: prompt lengths of generated samples in tokens, taken in turn.
         workers: processes that make samples and tokens; any number gives the same ones.

@@ -10,7 +10,7 @@ from .encoding import Encoder
 
 
 class GeneratedSource:
-    """Samples of `tasks.KINDS`, made when they are read; kinds take turns, then lengths.
+    """Samples of `tasks.TRAINED_KINDS`, made when they are read; kinds take turns, then lengths.
 
     Args:
         kinds: names of kinds.

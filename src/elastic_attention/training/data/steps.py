@@ -8,7 +8,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from ...errors import RecipeError
-from ...tasks import KINDS
+from ...tasks import KINDS, TRAINED_KINDS
 from .batch import PackedBatch, join_samples
 from .config import DataConfig, PackConfig
 from .corpus import Corpus
@@ -106,8 +106,8 @@ def kinds_of(config: DataConfig) -> tuple[str, ...]:
     Raises:
         RecipeError: an unknown kind.
     """
-    if unknown := sorted(set(config.kinds) - set(KINDS)):
-        raise RecipeError(f"data.kinds has unknown kinds {unknown}; choose from {sorted(KINDS)}.")
+    if unknown := sorted(set(config.kinds) - set(TRAINED_KINDS)):
+        raise RecipeError(f"data.kinds has unknown kinds {unknown}; choose from {sorted(TRAINED_KINDS)}.")
     return config.kinds or tuple(KINDS)
 
 

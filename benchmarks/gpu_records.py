@@ -44,8 +44,8 @@ STEPS = (
     Step(
         name="kernels",
         module="gpu_kernels",
-        longest=25,
-        options="--heads 32/8/128 --batches 1 --lengths 32768 131072 8192 --hybrid-lengths 32768 "
+        longest=45,
+        options="--heads 32/8/128 --batches 1 --lengths 32768 131072 8192 --hybrid-lengths 32768 131072 "
         "--ratios 0 .25 .5 .75 1 --repeats 6 --cell-seconds 5",
     ),
     Step(
@@ -74,6 +74,13 @@ STEPS = (
         module="gpu_model",
         longest=6,
         options=f"{_QWEN} --only prefill --lengths 32768 8192 16384 65536 --dense fa3 --pairs fa-ssa --repeats 2",
+    ),
+    Step(
+        name="short pairs",
+        module="gpu_model",
+        longest=5,
+        options=f"{_QWEN} --only prefill --lengths 32768 --dense fa3 --pairs xa-ssa fa-xa fa-ta "
+        "--pair-ratios .7 .5 .85 1 0 --densities .15 --repeats 2",
     ),
     Step(
         name="llama",
@@ -112,13 +119,6 @@ STEPS = (
         "--densities .15",
     ),
     Step(
-        name="longer",
-        module="gpu_kernels",
-        longest=28,
-        options="--only prefill --heads 32/8/128 --batches 1 --lengths 65536 262144 --dense fa3 --peers dense "
-        "--ratios 0 .5 .75 1 --repeats 4 --cell-seconds 2",
-    ),
-    Step(
         name="shapes",
         module="gpu_kernels",
         longest=6,
@@ -131,6 +131,13 @@ STEPS = (
         longest=6,
         options="--only prefill --heads 32/8/128 --batches 4 --lengths 4096 32768 --peers dense "
         "--ratios 0 .5 .75 1 --repeats 5 --cell-seconds 3",
+    ),
+    Step(
+        name="longer",
+        module="gpu_kernels",
+        longest=30,
+        options="--only prefill --heads 32/8/128 --batches 1 --lengths 65536 262144 16384 4096 --dense fa3 "
+        "--peers dense --ratios 0 .5 .75 1 --repeats 4 --cell-seconds 2",
     ),
     Step(
         name="unfused",

@@ -11,7 +11,7 @@ from paper_claims import Claim, Entry, Training
 from paper_lab import Lab, name_adapter
 from paper_samples import KeptSuite
 from paper_sharing import hold
-from paper_statistics import RESAMPLES, Estimate, Seeds, bootstrap_mean, is_robust, is_sensitive
+from paper_statistics import RESAMPLES, Estimate, Seeds, bootstrap_mean, centre, is_robust, is_sensitive
 from torch import Tensor
 
 from elastic_attention import attach
@@ -92,7 +92,10 @@ def measure_task_similarity(lab: Lab, claim: Claim, found: dict[str, Seeds]) -> 
 
 
 def compare_tasks(before: Sequence[Tensor], after: Sequence[Tensor]) -> Figures:
-    """Likeness of tasks: each tensor is a task's (prompts, heads, width)."""
+    """Likeness of tasks: each tensor is a task's (prompts, heads, width).
+
+    Prompts that are drawn twice make the mean of a task noisier, and noisy means are less alike: the draws are biased.
+    """
     generator = torch.Generator().manual_seed(0)
     points = [_similarity([one.mean(0) for one in tasks]) for tasks in (before, after)]
     draws: list[list[float]] = [[], []]
@@ -103,9 +106,9 @@ def compare_tasks(before: Sequence[Tensor], after: Sequence[Tensor]) -> Figures:
     drawn = torch.tensor(draws, dtype=torch.float64)
     value = torch.tensor(points, dtype=torch.float64)
     return {
-        "before": _spread(value[0], drawn[0]),
-        "after": _spread(value[1], drawn[1]),
-        "change": _spread(value[1] - value[0], drawn[1] - drawn[0]),
+        "before": _centre(value[0], drawn[0]),
+        "after": _centre(value[1], drawn[1]),
+        "change": _centre(value[1] - value[0], drawn[1] - drawn[0]),
     }
 
 
@@ -199,8 +202,16 @@ def _redraw(maps: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _spread(value: Tensor, drawn: Tensor) -> Estimate:
+    return Estimate(value=float(value), **_find_ends(drawn))
+
+
+def _centre(value: Tensor, drawn: Tensor) -> Estimate:
+    return centre(float(value), **_find_ends(drawn))
+
+
+def _find_ends(drawn: Tensor) -> dict[str, float]:
     low, high = torch.quantile(drawn, torch.tensor([0.025, 0.975], dtype=drawn.dtype)).tolist()
-    return Estimate(value=float(value), low=low, high=high)
+    return {"low": low, "high": high}
 
 
 MEASURES: dict[str, Callable[[Lab, Claim, dict[str, Seeds]], Figures]] = {

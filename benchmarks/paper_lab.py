@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mask_cutting import cut_mask
 from paper_claims import Claim, Entry, Training
-from paper_recipes import Scale, adapt_recipe
+from paper_recipes import Scale, adapt_recipe, digest_files
 from paper_samples import KeptSuite
 from paper_sharing import Busy, hold
 from paper_statistics import Seeds, estimate, is_robust, is_sensitive, pick
@@ -245,8 +246,10 @@ class Lab:
         if wanted.source == "retrieval_heads":
             assert target is not None  # such entries say it
             return self._rank(target)
-        recipe = self.build_recipe(dataclasses.replace(wanted, target=target), seed)
-        folder = self.output / "trained" / f"{wanted.source}-{wanted.pair}-{fingerprint(recipe, '')}"
+        if wanted.source in self.scale.masks and target is not None:
+            return self._cut(entry, seed, target)
+        wanted = dataclasses.replace(wanted, target=target)
+        recipe, folder = self.build_recipe(wanted, seed), self.find_folder(wanted, seed)
         facts = folder / "result.json"
         if not facts.exists():
             with hold(folder):
@@ -270,9 +273,23 @@ class Lab:
         kept = {key: result[key] for key in ("steps", "seconds", "tokens")}
         write_file(folder / "result.json", json.dumps(kept | facts) + "\n")
 
+    def _cut(self, entry: Entry, seed: int, msr: float) -> Path:
+        whole = dataclasses.replace(entry.training, target=None)  # type: ignore[type-var]
+        adapter = self.train(dataclasses.replace(entry, training=whole), seed)
+        folder = adapter.parent.with_name(f"{adapter.parent.name}-cut-{msr:.2f}")
+        with hold(folder):
+            return cut_mask(adapter, folder, msr)
+
+    def find_folder(self, wanted: Training, seed: int) -> Path:
+        """Where a training lies, by its recipe and the files it reads; its target is a number."""
+        recipe = self.build_recipe(wanted, seed)
+        name = f"{wanted.source}-{wanted.pair}-{fingerprint(recipe, digest_files(recipe))}"
+        return self.output / "trained" / name
+
     def build_recipe(self, wanted: Training, seed: int) -> Recipe:
         """The recipe of a training whose target is a number."""
-        recipe = load_recipe(self.recipes / self.scale.recipe, seed=seed)
+        file = self.scale.masks.get(wanted.source, self.scale.recipe)
+        recipe = load_recipe(self.recipes / file, seed=seed)
         data = dataclasses.replace(recipe.data, corpora=self.corpora, workers=self.workers)
         return adapt_recipe(dataclasses.replace(recipe, data=data), wanted, self.scale, self.output / "data")
 

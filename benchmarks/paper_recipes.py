@@ -5,16 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from paper_claims import Training
+from paper_claims import Claim, Training
 from paper_statistics import ROBUST
 
 from elastic_attention.config import XAttentionConfig, to_dict
 from elastic_attention.records import write_file
 from elastic_attention.tasks import KINDS, TRAINED_KINDS
+from elastic_attention.tasks.packages import sha256_of
 from elastic_attention.training.recipe import DataConfig, Interval, PackConfig, Recipe
 
 LEARNING_RATES = {"static": 0.1, "hard_concrete": 0.1, "alpha": 0.02}
@@ -30,8 +31,11 @@ class Scale:
         lengths, samples: by suite, in tokens, and of each task and length.
         short: most tokens of the samples of short training.
         steps, step_tokens: of every training.
-        pooled: tokens at each end where a claim does not say.
         training_rate, reading_rate: tokens a second on one H200, for estimates.
+        seeds: most seeds of an entry.
+        masks: recipes of masks by source; they are trained once and cut where a claim wants them. Those of other
+            sources follow the head routers' recipe, and are trained for each target.
+        without: names of entries that this model is not asked.
     """
 
     name: str
@@ -43,6 +47,9 @@ class Scale:
     step_tokens: int
     training_rate: float
     reading_rate: float
+    seeds: int = 3
+    masks: dict[str, str] = field(default_factory=dict)
+    without: tuple[str, ...] = ()
 
 
 SCALES = {
@@ -63,12 +70,20 @@ SCALES = {
         name="coder",
         recipe="qwen2.5-coder-head-router.toml",
         lengths={"mixture": (4096, 16_384, 32_000), "ruler": (4096, 16_384, 32_768), "almanac": (4096, 16_384, 32_768)},
-        samples={"mixture": 24, "ruler": 24, "almanac": 24},
+        samples={"mixture": 6, "ruler": 6, "almanac": 6},
         short=8192,
-        steps=40,
+        steps=100,
         step_tokens=65_536,
         training_rate=60_000,
-        reading_rate=150_000,
+        reading_rate=200_000,
+        # A training costs what 40 do of SmolLM2's.
+        seeds=1,
+        masks={
+            "static": "qwen2.5-coder-static.toml",
+            "hard_concrete": "qwen2.5-coder-hard-concrete.toml",
+            "alpha": "qwen2.5-coder-alpha.toml",
+        },
+        without=("target_0.5", "target_0.6", "routed_0.8", "static_0.8"),
     ),
 }
 
@@ -78,10 +93,25 @@ def find_scale(model: str) -> Scale:
     return SCALES["smollm2" if model == "smollm2" else "qwen2.5-coder"]
 
 
+def fit_claim(claim: Claim, scale: Scale) -> Claim:
+    """The claim with the entries and seeds of a scale; where there are fewer seeds, its rule says so."""
+    wanted = [entry for entry in claim.entries if entry.name not in scale.without]
+    entries = tuple(dataclasses.replace(entry, seeds=min(entry.seeds, scale.seeds)) for entry in wanted)
+    is_whole = all(entry.seeds <= scale.seeds for entry in wanted)
+    rule = claim.rule if is_whole else f"{claim.rule}; here with {scale.seeds} of the seeds"
+    return dataclasses.replace(claim, entries=entries, rule=rule)
+
+
 def describe_recipe(recipe: Recipe) -> dict[str, Any]:
-    """What a record says of the recipe that trainings start from: all but data and places."""
+    """What a record says of the recipe that trainings start from: all but places and sizes."""
     content = to_dict(recipe)
-    return {key: content[key] for key in ("routes", "objective", "optimizer", "temperature", "intervals", "pattern")}
+    keys = ("routes", "objective", "optimizer", "temperature", "intervals", "pattern")
+    return {key: content[key] for key in keys} | {"kinds": list(recipe.data.kinds)}
+
+
+def digest_files(recipe: Recipe) -> str:
+    """Checksum of the records that a recipe reads; "" where samples are generated."""
+    return "/".join(sha256_of(Path(file)) for file in recipe.data.packs.files)
 
 
 def adapt_recipe(recipe: Recipe, wanted: Training, scale: Scale, folder: Path) -> Recipe:
@@ -97,7 +127,9 @@ def adapt_recipe(recipe: Recipe, wanted: Training, scale: Scale, folder: Path) -
         pooled_tokens=wanted.pooled or recipe.routes.pooled_tokens,
         hidden_factor=wanted.width or recipe.routes.hidden_factor,
     )
-    rate = LEARNING_RATES.get(wanted.source, recipe.optimizer.learning_rate)
+    rate = recipe.optimizer.learning_rate
+    if wanted.source != recipe.routes.source:
+        rate = LEARNING_RATES.get(wanted.source, rate)
     temperature = recipe.temperature
     if wanted.temperature:
         start, end = wanted.temperature
@@ -139,11 +171,11 @@ def _choose_generated(
     data: DataConfig, wanted: Training, scale: Scale, categories: set[str], folder: Path
 ) -> DataConfig:
     lengths = tuple(n for n in data.lengths if n <= scale.short) if wanted.is_short else data.lengths
-    kinds = data.kinds or tuple(KINDS)
+    kinds = data.kinds
     if wanted.only:
-        kinds = tuple(kind for kind in kinds if TRAINED_KINDS[kind].category in categories)
+        kinds = tuple(kind for kind in kinds or KINDS if TRAINED_KINDS[kind].category in categories)
     # Each sample about once, and each kind at each length equally often.
-    turn = len(kinds) * len(lengths)
+    turn = len(kinds or KINDS) * len(lengths)
     tokens = scale.steps * scale.step_tokens
     samples = turn * math.ceil(tokens / (sum(lengths) / len(lengths)) / turn)
     packs = dataclasses.replace(data.packs, samples=min(samples, data.packs.samples))

@@ -149,6 +149,7 @@ def judge_quality_esr(found: Found) -> list[Check]:
             at_least=ABOVE,
         )
         for target in TARGETS
+        if f"routed_{target}" in found.answers
     ]
 
 

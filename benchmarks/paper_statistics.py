@@ -13,6 +13,7 @@ from torch import Tensor
 from elastic_attention.evaluation.answer_log import Line
 
 RESAMPLES, MASTERED = 2000, 0.5
+ROUNDING = 1e-9
 ROBUST = frozenset({"robust", "summarization", "few_shot", "code"})
 
 Seeds = Sequence[Sequence[Line]]
@@ -23,11 +24,24 @@ Cell = tuple[str, int]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Estimate:
-    """A figure and its 95% interval."""
+    """A figure and its 95% interval, which holds it; otherwise the draws are biased, and ValueError says so."""
 
     value: float
     low: float
     high: float
+
+    def __post_init__(self) -> None:
+        if not self.low - ROUNDING <= self.value <= self.high + ROUNDING:
+            raise ValueError(
+                f"{self.value} lies outside of its interval {self.low} to {self.high}: draws of this figure are "
+                "biased; use `centre` of their quantiles."
+            )
+
+
+def centre(value: float, low: float, high: float) -> Estimate:
+    """A figure that drawing biases, in an interval as wide as the draws spread; `low` and `high`: their quantiles."""
+    half = (high - low) / 2
+    return Estimate(value=value, low=value - half, high=value + half)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -23,7 +23,7 @@ from typing import Any
 from paper_claims import CLAIMS, Claim
 from paper_figures import MEASURES
 from paper_lab import Lab, TimeUp
-from paper_recipes import Scale, describe_recipe, find_scale
+from paper_recipes import Scale, describe_recipe, find_scale, fit_claim
 from paper_rules import Found
 from paper_sharing import Busy, hold
 from paper_statistics import Seeds, estimate, find_mastered, give_verdict, is_robust, is_sensitive, pick
@@ -42,8 +42,9 @@ Row = dict[str, Any]
 
 def estimate_minutes(claim: Claim, scale: Scale, tasks: int = 13) -> tuple[float, int]:
     """(minutes on one H200 if nothing is there yet, number of trainings); a second of start for each run."""
-    trained = {(e.training, seed) for e in claim.entries if e.training for seed in range(e.seeds)}
-    trained = {key for key in trained if key[0].source != "retrieval_heads"}
+    wanted = {(e.training, seed) for e in claim.entries if e.training for seed in range(e.seeds)}
+    wanted = {key for key in wanted if key[0].source != "retrieval_heads"}
+    trained = {(dataclasses.replace(t, target=None) if t.source in scale.masks else t, seed) for t, seed in wanted}
     training = len(trained) * (5 + scale.steps * scale.step_tokens / scale.training_rate)
     asked = sum(e.seeds for e in claim.entries) * tasks
     tokens = asked * sum(scale.samples[name] * sum(scale.lengths[name]) for name in claim.suites)
@@ -94,7 +95,7 @@ def study(lab: Lab, name: str, path: Path | None) -> str:
         TimeUp: past the deadline; what is done is on the disk, and no record is written.
         Busy: other processes are at parts of it.
     """
-    claim = CLAIMS[name]
+    claim = fit_claim(CLAIMS[name], lab.scale)
     answers: dict[str, Seeds] = {}
     figures: dict[str, Any] = {}
 
@@ -230,7 +231,7 @@ def summarize(results: Path, model: str) -> None:
 def list_claims(scale: Scale) -> None:
     """Print what there is, and about how long it takes."""
     for name, claim in CLAIMS.items():
-        minutes, trainings = estimate_minutes(claim, scale)
+        minutes, trainings = estimate_minutes(fit_claim(claim, scale), scale)
         print(f"{name:16s} {minutes:5.1f} min alone, {trainings:2d} trainings  {claim.title} ({claim.paper})")
 
 
@@ -245,6 +246,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--corpora", default=".data/corpora", help="folder of `make data`; '' = texts in the package")
     parser.add_argument("--samples", type=int, help="of each task and length of all suites; default: of the scale")
     parser.add_argument("--lengths", type=int, nargs="*", help="of all suites; default: of the model's scale")
+    parser.add_argument("--seeds", type=int, help="most seeds of a training; default: of the model's scale")
     parser.add_argument("--steps", type=int, help="of every training; default: of the model's scale")
     parser.add_argument("--step-tokens", type=int, help="of every step; default: of the model's scale")
     parser.add_argument("--max-minutes", type=float, default=1e9)
@@ -267,9 +269,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         scale = dataclasses.replace(scale, lengths=dict.fromkeys(scale.lengths, tuple(options.lengths)))
     if options.samples:
         scale = dataclasses.replace(scale, samples=dict.fromkeys(scale.samples, options.samples))
-    scale = dataclasses.replace(
-        scale, steps=options.steps or scale.steps, step_tokens=options.step_tokens or scale.step_tokens
-    )
+    given = {key: getattr(options, key) for key in ("seeds", "steps", "step_tokens")}
+    scale = dataclasses.replace(scale, **{key: value for key, value in given.items() if value})
     if options.list:
         list_claims(scale)
         return 0

@@ -69,6 +69,7 @@ class Study:
         routers: adapter of "routed" without a folder of its own; None takes those that ship.
         answers, methods: all lines so far, and who gave them, by label of the method.
         cuts: labels of the masks of one name that were cut at the MSR of one router, by (router, name, place).
+        awaited: folders that were missing when they were wanted.
     """
 
     base: Base
@@ -84,6 +85,7 @@ class Study:
     answers: dict[str, list[Line]] = field(default_factory=dict)
     methods: dict[str, Method] = field(default_factory=dict)
     cuts: dict[tuple[str, str, str], list[str]] = field(default_factory=dict)
+    awaited: set[Path] = field(default_factory=set)
 
     def take_all(self, contestants: Sequence[Contestant]) -> None:
         """Always the first one that can answer and that no other process asks, until everybody has answered.
@@ -136,6 +138,9 @@ class Study:
         if contestant.method.folder:
             folder = Path(contestant.method.folder)
             if not is_saved(folder):
+                if folder not in self.awaited:
+                    print(f"{contestant.method.label}: waits for an adapter in {folder}", flush=True)
+                    self.awaited.add(folder)
                 raise Busy(f"{folder} is not there yet")
             return folder
         if contestant.recipe is not None:

@@ -6,7 +6,8 @@ Masks are trained by the same trainer, for the same steps on the same data, and 
 samples through the runner of `elastic-attn eval`. Masks are cut at the MSR of the routers over the suite, and once more
 at the one on each sensitive kind. Adapters and answers stay in --output, so a run that was stopped goes on; processes
 with the same command share the work, also with a training that has yet to write the adapters of `--routers` and
-`--fa-xa`. `--max-minutes` stops in time; the record says whether it is complete.
+`--fa-xa`: masks are trained meanwhile, and each process says once what it waits for. `--max-minutes` ends the waiting
+too; the record says whether it is complete.
 """
 
 from __future__ import annotations
@@ -39,11 +40,7 @@ LENGTHS = (2048, 4096, 8000)
 MASTERED = 0.5
 # Methods with one mask for all inputs, by the source that trains them; retrieval heads are ranked.
 MASKS = {"static": "static", "prulong": "hard_concrete", "duo_attention": "alpha", "retrieval_heads": ""}
-OTHER_ROUTERS: dict[str, dict[str, Any]] = {
-    "fa_xa": {"pattern": XAttentionConfig()},
-    "xa_ssa": {"full_pattern": XAttentionConfig()},
-    "flux": {},
-}
+OTHER_ROUTERS = {"xa_ssa": "head_router", "flux": "layer_router"}
 KIND_GROUPS: dict[str, Callable[[Line], bool]] = {
     "all": lambda line: True,
     "sensitive": is_sensitive,
@@ -78,12 +75,8 @@ def aim_at(recipe: Recipe, target: float, source: str, steps: int) -> Recipe:
 
 
 def list_contestants(recipe: Recipe, options: argparse.Namespace) -> list[Contestant]:
-    """Who is asked what beside the frontier, the most important first."""
+    """Who is asked what beside `list_short_trainings`, the most important first."""
     msr, whole, few = options.aim, options.samples, min(options.few_samples, options.samples)
-    rows = [
-        Contestant(method=Method(name="dense"), samples=whole),
-        Contestant(method=Method(name="routed", folder=options.routers), samples=whole),
-    ]
     masks = {
         place: [
             Contestant(
@@ -97,34 +90,37 @@ def list_contestants(recipe: Recipe, options: argparse.Namespace) -> list[Contes
         ]
         for place in ("suite", "kind")
     }
-    others = {}
-    for name, parts in OTHER_ROUTERS.items():
-        source = "layer_router" if name == "flux" else "head_router"
-        steps = recipe.steps if name == "fa_xa" else options.short_steps
-        trained = dataclasses.replace(change_source(recipe, source, steps), **parts)
-        others[name] = Contestant(method=Method(name=name), recipe=trained, samples=whole if name == "fa_xa" else few)
-    if options.fa_xa:
-        others["fa_xa"] = Contestant(method=Method(name="fa_xa", folder=options.fa_xa), samples=whole)
-    rows += [*masks["suite"], others.pop("fa_xa"), *masks["kind"]]
-    for name, target in (("all_sparse", None), ("random", msr)):
-        rows.append(Contestant(method=Method(name=name, target=target), samples=whole))
-    rows += others.values()
-    rows.append(
-        Contestant(method=Method(name="routed", folder=options.routers, decode="full", note="full"), samples=few)
-    )
-    rows += [Contestant(method=Method(name=name), samples=few) for name in ("xattention", "triangle_mix")]
-    return rows
+    sparse = Contestant(method=Method(name="fa_xa", folder=options.fa_xa), samples=whole)
+    if not options.fa_xa:
+        trained = dataclasses.replace(change_source(recipe, "head_router", recipe.steps), pattern=XAttentionConfig())
+        sparse = dataclasses.replace(sparse, recipe=trained)
+    return [
+        Contestant(method=Method(name="dense"), samples=whole),
+        Contestant(method=Method(name="routed", folder=options.routers), samples=whole),
+        *masks["suite"],
+        sparse,
+        *masks["kind"],
+        Contestant(method=Method(name="all_sparse"), samples=whole),
+        Contestant(method=Method(name="random", target=msr), samples=whole),
+        Contestant(method=Method(name="routed", folder=options.routers, decode="full", note="full"), samples=few),
+        *(Contestant(method=Method(name=name), samples=few) for name in ("xattention", "triangle_mix")),
+    ]
 
 
-def list_frontier(recipe: Recipe, options: argparse.Namespace) -> list[Contestant]:
-    """Routers and masks that aim at other sparsities, after a short training."""
+def list_short_trainings(recipe: Recipe, options: argparse.Namespace) -> list[Contestant]:
+    """Routers and masks that aim at other sparsities (the frontier), then routers of another pair or granularity."""
+    few = min(options.few_samples, options.samples)
     rows = []
     small = pack_steps(recipe, options.frontier_tokens, options.frontier_tokens)
     for target in options.targets:
         for name, source in (("routed", "head_router"), ("static", "static")):
             aimed = aim_at(small, target, source, options.frontier_steps)
-            method = Method(name=name, target=target, note="frontier")
-            rows.append(Contestant(method=method, recipe=aimed, samples=min(options.few_samples, options.samples)))
+            rows.append(Contestant(method=Method(name=name, target=target, note="frontier"), recipe=aimed, samples=few))
+    for name, source in OTHER_ROUTERS.items():
+        trained = change_source(recipe, source, options.short_steps)
+        if name == "xa_ssa":
+            trained = dataclasses.replace(trained, full_pattern=XAttentionConfig())
+        rows.append(Contestant(method=Method(name=name), recipe=trained, samples=few))
     return rows
 
 
@@ -231,7 +227,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     is_complete = True
     try:
-        study.take_all(list_contestants(recipe, options) + list_frontier(recipe, options))
+        study.take_all(list_contestants(recipe, options) + list_short_trainings(recipe, options))
     except TimeUp:
         is_complete = False
         print("Stopped in time; run the same command again to go on.", flush=True)

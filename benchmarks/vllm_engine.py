@@ -9,7 +9,8 @@ routers that make this share of the layers sparse decide at the end of a dense p
 Prompts are random and never the same twice; the prefix cache is off, and all ways have blocks of the same size and the
 same CUDA graphs. TTFT is the time until all requests of a cell have their first token; decoding is what the steps take
 from there until the first of them is done, `--new-tokens` at least. A cell is measured again until it took `--least`
-seconds; the best time counts. `--add` keeps what the record says of other cells; a cell is always of one run.
+seconds; the best time counts. `--add` keeps what the record says of other cells and other numbers of ranks; a cell is
+always of one run.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--memory", type=float, default=0.93, help="part of the device's memory")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--json", type=Path, required=True)
-    parser.add_argument("--add", action="store_true", help="keep the other cells of the record")
+    parser.add_argument("--add", action="store_true", help="keep the record's other cells and ranks")
     parser.add_argument("--cache-gib", type=float, help="KV cache instead of what fits into --memory")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="no cell of a way begins later than this")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
@@ -184,8 +185,8 @@ def measure_way(options: argparse.Namespace) -> list[dict[str, Any]]:
         while not times or time.perf_counter() - start < options.least:
             times.append(run(tokens, count, new_tokens[tokens, count]))
         first, step = min(first for first, _ in times), min(step for _, step in times)
-        row = {"way": options.way, "tokens": tokens, "requests": count, "ttft_seconds": first, "step_seconds": step}
-        row |= {"decoded_per_second": count / step, "repeats": len(times)}
+        row = {"way": options.way, "ranks": options.ranks, "tokens": tokens, "requests": count}
+        row |= {"ttft_seconds": first, "step_seconds": step, "decoded_per_second": count / step, "repeats": len(times)}
         row |= {"device": name_device(), "vllm": vllm.__version__}
         rows.append(row)
         print(json.dumps(rows[-1]), flush=True)
@@ -224,11 +225,13 @@ def gather_rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def read_other_cells(options: argparse.Namespace) -> tuple[list[dict[str, Any]], float]:
-    """Rows of the record whose cells are not measured now, and the seconds that it took."""
+    """Rows of the record whose cells are not measured now on as many ranks, and the seconds that it took."""
     if not options.json.exists():
         return [], 0.0
     record = json.loads(options.json.read_text())
-    others = [row for row in record["metrics"]["rows"] if f"{row['tokens']}x{row['requests']}" not in options.cells]
+    rows = [{"ranks": 1} | row for row in record["metrics"]["rows"]]  # rows of one rank did not always say so
+    measured = {(options.ranks, cell) for cell in options.cells}
+    others = [row for row in rows if (row["ranks"], f"{row['tokens']}x{row['requests']}") not in measured]
     return others, record["seconds"]
 
 
@@ -250,7 +253,7 @@ def main() -> None:
             if subprocess.run(command).returncode:
                 print(f"{way} failed", file=sys.stderr, flush=True)
             rows = kept + gather_rows(folder)
-            keys = ("ranks", "msr", "new_tokens", "least", "block_size", "chunk", "graphs", "compile")
+            keys = ("msr", "new_tokens", "least", "block_size", "chunk", "graphs", "compile")
             record = build_record(
                 "benchmarks/vllm_engine.py",
                 config={"shape": options.shape} | {key: getattr(options, key) for key in keys},

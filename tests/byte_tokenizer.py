@@ -5,8 +5,8 @@ TEMPLATE = (
 )
 
 
-def make_byte_tokenizer():
-    """One token a byte."""
+def make_byte_tokenizer(chat_template=TEMPLATE):
+    """One token a byte, 257 in all."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -15,4 +15,4 @@ def make_byte_tokenizer():
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", chat_template=TEMPLATE)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", chat_template=chat_template)

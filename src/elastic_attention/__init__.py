@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .models.captured import SamplingConfig, generate_captured
     from .models.checkpoint import read_static_routes
     from .models.handle import Handle, find_handle
+    from .models.loading import load_model
     from .sparsity import effective_sparsity_ratio, model_sparsity_ratio
 
 __version__ = "0.1.0"
@@ -47,24 +48,7 @@ _HOMES = {
     "decode_attention": "attention",
     "model_sparsity_ratio": "sparsity",
     "effective_sparsity_ratio": "sparsity",
-} | {
-    name: "errors"
-    for name in (
-        "AdapterError",
-        "AlreadyAttached",
-        "BackendUnavailable",
-        "CacheDepthError",
-        "CheckpointError",
-        "DataError",
-        "DownloadError",
-        "ElasticAttentionError",
-        "LostRank",
-        "RecipeError",
-        "RouterMismatch",
-        "TrainingDiverged",
-        "UnsupportedCache",
-        "UnsupportedModel",
-    )
+    "load_model": "models.loading",
 }
 
 __all__ = [
@@ -96,9 +80,11 @@ __all__ = [
     "find_handle",
     "generate_captured",
     "hybrid_attention",
+    "load_model",
     "model_sparsity_ratio",
     "read_static_routes",
 ]
+_HOMES |= {name: "errors" for name in __all__ if name not in _HOMES}
 
 
 def __getattr__(name: str) -> Any:

@@ -10,10 +10,10 @@ from made_answers import make_answers
 from paper_claims import CLAIMS, Training
 from paper_figures import agree, answer_probed, compare_categories, compare_maps, compare_tasks
 from paper_lab import settle_target
-from paper_recipes import set_intervals
+from paper_recipes import SCALES, fit_claim, set_intervals
 from paper_rules import Found
 from paper_sharing import Busy
-from paper_statistics import Check, Estimate, estimate, find_mastered, give_verdict, is_robust, pick
+from paper_statistics import Check, Estimate, centre, estimate, find_mastered, give_verdict, is_robust, pick
 
 from elastic_attention.errors import ElasticAttentionError
 from elastic_attention.tasks.suite import Skipped
@@ -40,6 +40,17 @@ def test_seeds_widen_the_interval():
     spread = [make_answers(share)[0] for share in (0.3, 0.6, 0.9)]
     one, three = estimate([spread[1]]), estimate(spread)
     assert three.high - three.low > 2 * (one.high - one.low)
+
+
+def test_an_interval_holds_its_figure():
+    with pytest.raises(ValueError, match="draws of this figure are biased; use `centre`"):
+        Estimate(value=-0.453, low=-0.48, high=-0.461)
+    centred = centre(-0.453, -0.48, -0.461)
+    assert (centred.low, centred.high) == (pytest.approx(-0.4625), pytest.approx(-0.4435))
+    # Means of prompts that are drawn anew are noisier, and less alike, than the means themselves.
+    noisy = [torch.randn(6, 3, 8, generator=torch.Generator().manual_seed(i), dtype=torch.float64) + 1 for i in (0, 1)]
+    before = compare_tasks(noisy, noisy)["before"]
+    assert before.low < before.value < before.high
 
 
 def test_what_dense_does_not_master_is_left_out():
@@ -123,6 +134,17 @@ def test_every_claim_can_be_reproduced_and_not(name):
         judged = paper_study.judge(claim, same | case, figures)
         assert judged["verdict"] == verdict, judged["checks"]
         assert json.dumps(judged)
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_claims_of_one_seed_and_fewer_entries_are_judged(name):
+    claim = fit_claim(CLAIMS[name], SCALES["qwen2.5-coder"])
+    assert {entry.seeds for entry in claim.entries} == {1}
+    assert ("1 of the seeds" in claim.rule) == any(entry.seeds > 1 for entry in CLAIMS[name].entries)
+    same = dict.fromkeys((*(entry.name for entry in claim.entries), "probe"), DENSE)
+    judged = paper_study.judge(claim, same | {k: v for k, v in CASES[name][0].items() if k in same}, GOOD_FIGURES)
+    assert judged["verdict"] == "reproduced" and len(judged["checks"]) == 3 or name != "quality_esr"
+    assert fit_claim(CLAIMS[name], SCALES["smollm2"]) == CLAIMS[name]
 
 
 def test_maps_and_tasks():

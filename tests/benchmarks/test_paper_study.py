@@ -16,6 +16,7 @@ from tiny_study import SETTINGS, KindSuite
 
 from elastic_attention.errors import RecipeError
 from elastic_attention.evaluation.session import Base
+from elastic_attention.models.checkpoint import read_static_adapter
 from elastic_attention.records import build_record, read_record, write_record
 from made_rows import make_rows, make_tokenizer, write_rows
 from tiny_models import make_model
@@ -106,6 +107,27 @@ def test_command_stops_in_time_goes_on_and_shares(tiny, tmp_path, monkeypatch):
     # No place of this computer is part of what is kept, so all of it may go on elsewhere.
     kept = [path, *(tmp_path / "paper" / "answers").rglob("*.json*")]
     assert not any(str(tmp_path) in file.read_text() for file in kept)
+
+
+def test_masks_are_trained_once_and_cut(tiny, tmp_path):
+    recipe = tmp_path / "recipes" / "mask.toml"
+    recipe.write_text('extends = "tiny.toml"\nroutes.source = "static"\noptimizer.learning_rate = 0.25\n')
+    lab = paper_lab.Lab(
+        base=paper_study.open_base(), scale=dataclasses.replace(TINY, masks={"static": recipe.name}),
+        recipes=recipe.parent, output=tmp_path / "paper", corpora=None, deadline=float("inf"),
+    )  # fmt: skip
+    assert lab.build_recipe(Training(source="static"), 0).optimizer.learning_rate == 0.25
+    entries = [
+        Entry(name=f"at_{msr}", method="static", training=Training(source="static", target=msr)) for msr in (0.3, 0.8)
+    ]
+    masks = [read_static_adapter(lab.train(entry, 0))[0] for entry in entries]
+    assert [round(mask.double().mean().item(), 1) for mask in masks] == [0.3, 0.8]
+    assert bool((masks[1] | ~masks[0]).all())  # heads that are sparse at .3 are so at .8
+    assert len({row["folder"] for row in lab.trainings}) == 1
+    # Other records are another training, even under the same name.
+    folder = lab.find_folder(Training(), 0)
+    write_rows(tmp_path / "train.jsonl", make_rows(25))
+    assert lab.find_folder(Training(), 0) != folder
 
 
 def test_processes_leave_each_other_their_work(tiny, tmp_path, monkeypatch):

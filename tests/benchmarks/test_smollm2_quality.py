@@ -13,7 +13,7 @@ import torch
 from paper_samples import KeptSuite
 from paper_sharing import Busy
 from quality_study import Study, TimeUp
-from smollm2_quality import list_contestants, list_frontier, pack_steps, summarize
+from smollm2_quality import list_contestants, list_short_trainings, pack_steps, summarize
 
 from elastic_attention import StreamingConfig
 from elastic_attention.config import to_dict
@@ -79,8 +79,9 @@ def study(folder):
             samples=OPTIONS.samples, workers=0, batch_tokens=1, deadline=time.monotonic() + seconds,
             routers=str(folder / "shipped"),
         )  # fmt: skip
-        contestants = list_contestants(RECIPE, OPTIONS) + list_frontier(RECIPE, OPTIONS)
-        made.take_all([c for c in contestants if c.method.name not in smollm2_quality.OTHER_ROUTERS])
+        contestants = list_contestants(RECIPE, OPTIONS) + list_short_trainings(RECIPE, OPTIONS)
+        others = ("fa_xa", *smollm2_quality.OTHER_ROUTERS)
+        made.take_all([c for c in contestants if c.method.name not in others])
         return made
 
     save_routers(folder / "shipped")
@@ -124,11 +125,17 @@ def test_answers_of_other_routers_are_refused(study, folder, tmp_path):
         made.ask(method, made.suite.tasks, OPTIONS.samples)
 
 
-def test_routers_that_others_train_are_waited_for(study, folder, tmp_path):
+def test_routers_that_others_train_are_waited_for(study, folder, tmp_path, capsys):
     made = study()
+    capsys.readouterr()
     (given,) = (c for c in list_contestants(RECIPE, replaced_options(tmp_path)) if c.method.label == "routed")
-    with pytest.raises(Busy):
-        made.settle(given)
+    for _ in range(2):
+        with pytest.raises(Busy):
+            made.settle(given)
+    assert capsys.readouterr().out == f"routed: waits for an adapter in {tmp_path / 'adapter'}\n"  # said once
+    made.deadline = 0.0
+    with pytest.raises(TimeUp):
+        made.take_all([given])
     (folder / "shipped").rename(tmp_path / "adapter")
     ((method, kinds),) = made.settle(given)
     (tmp_path / "adapter").rename(folder / "shipped")

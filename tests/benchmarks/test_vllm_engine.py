@@ -29,6 +29,8 @@ def test_a_cell_is_always_of_one_run(tmp_path):
     target.write_text(json.dumps({"metrics": {"rows": rows}, "seconds": 60.0}))
     kept, seconds = read_other_cells(options)
     assert seconds == 60 and [(row["way"], row["tokens"]) for row in kept] == [("stock", 65536), ("elastic", 65536)]
+    options.ranks = 2
+    assert [row["ranks"] for row in read_other_cells(options)[0]] == [1] * 4
 
 
 def test_every_request_still_answers_when_the_last_prompt_is_read(capsys):

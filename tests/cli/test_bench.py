@@ -25,7 +25,9 @@ def small_shapes(monkeypatch):
 
 
 def test_kernel_rows(call, small_shapes):
-    code, out, err = call("bench", "--quick", "--tokens", "1024", "--repeats", "1", "--json", "b.json")
+    code, out, err = call(
+        "bench", "--device", "cpu", "--quick", "--tokens", "1024", "--repeats", "1", "--json", "b.json"
+    )
     assert code == 0, err
     rows = read_record("b.json")["metrics"]["rows"]
     assert [row["msr"] for row in rows] == [0.0, 0.5, 0.5, 1.0] * 2
@@ -48,7 +50,7 @@ def test_a_wrong_kernel_is_not_timed(call, small_shapes, monkeypatch, tmp_path, 
         return right(*args, backend=backend, **kwargs) + (0.0 if backend == "reference" else fault)
 
     monkeypatch.setattr(oracle, "hybrid_attention", wrong)
-    code, out, _ = call("bench", "--quick", "--tokens", "1024", "--repeats", "1", "--json", "b.json")
+    code, out, _ = call("bench", "--device", "cpu", "--quick", "--tokens", "1024", "--repeats", "1", "--json", "b.json")
     assert code == 1 and "differs from the oracle" in out
     assert not (tmp_path / "b.json").exists()
 

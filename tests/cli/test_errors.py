@@ -97,8 +97,15 @@ def test_record_into_a_folder(call, tiny, document, tmp_path):
     assert_one_line(call("inspect", "--prompt-file", document, "--json", tmp_path, *tiny), str(tmp_path))
 
 
-def test_a_folder_for_the_record_is_refused_before_the_work(call, tmp_path):
-    assert_one_line(call("bench", "--device", "potato", "--json", tmp_path), str(tmp_path), "folder")
+@pytest.mark.parametrize("option", ["--json", "--report"])
+def test_a_folder_for_a_file_is_refused_before_the_work(call, tmp_path, option):
+    arguments = ["demo", "--device", "potato", option, tmp_path]
+    assert_one_line(call(*arguments), f"{option} {tmp_path}", "folder")
+
+
+def test_a_picture_of_another_kind_is_refused_before_the_work(call, document):
+    arguments = ["inspect", "--prompt-file", document, "--device", "potato", "--picture", "heads.jpg"]
+    assert_one_line(call(*arguments), "heads.jpg", ".png or .svg")
 
 
 @pytest.mark.parametrize("budget", ["nan", "inf"])

@@ -1,6 +1,7 @@
 """`elastic-attn serve` and `elastic-attn bench serve`: what they refuse, and one short life of a server."""
 
 import json
+import socket
 import subprocess
 import sys
 import urllib.error
@@ -32,6 +33,15 @@ HERE = ["--engine", "transformers"]
 def test_what_does_not_fit(call, arguments, word):
     code, _, err = call("serve", *arguments)
     assert code == 2 and word in err
+
+
+def test_an_address_that_is_taken_is_named_before_a_model_is_loaded(call):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, _, err = call("serve", *HERE, "--model", "nowhere", "--port", port)
+    assert code == 2 and f"port {port}: Address already in use. Choose another --port" in err
+    code, _, err = call("serve", *HERE, "--model", "nowhere", "--host", "192.0.2.1")
+    assert code == 2 and "Cannot listen on 192.0.2.1" in err
 
 
 def test_the_adapter_of_another_model(call, tiny, tmp_path):

@@ -1,4 +1,6 @@
-"""One token a byte, with a chat template."""
+"""The byte tokenizer of a server: its template names who speaks, and refuses an answer without a question."""
+
+import byte_tokenizer
 
 NAME = "tiny"
 TEMPLATE = (
@@ -9,13 +11,5 @@ TEMPLATE = (
 
 
 def make_byte_tokenizer():
-    """A tokenizer of 257 tokens."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {"<pad>": 0} | {letter: i + 1 for i, letter in enumerate(alphabet)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<pad>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", chat_template=TEMPLATE)
+    """A tokenizer of 257 tokens with this template."""
+    return byte_tokenizer.make_byte_tokenizer(TEMPLATE)

@@ -73,6 +73,8 @@ def test_bad_recipes_name_the_key(tmp_path, text, named):
 def test_missing_recipe(tmp_path):
     with pytest.raises(RecipeError, match="nowhere"):
         load_recipe(tmp_path / "nowhere.toml")
+    with pytest.raises(RecipeError, match=f"no recipe {tmp_path}; see"):
+        load_recipe(tmp_path)
 
 
 def test_zero_steps():

@@ -9,13 +9,20 @@ from tiny_runs import assert_equal_runs, make_recipe, parts, read_log
 
 from elastic_attention import attach
 from elastic_attention.models.checkpoint import CONFIG_FILE, WEIGHTS_FILE
-from elastic_attention.training.recipe import DataConfig, Interval, ObjectiveConfig, PackConfig, RouteConfig
+from elastic_attention.training.recipe import (
+    DataConfig,
+    Interval,
+    ObjectiveConfig,
+    PackConfig,
+    RouteConfig,
+    TemperatureConfig,
+)
 from elastic_attention.training.sources import SOURCES
 from elastic_attention.training.trainer import train
 
 
 def test_run_learns_exports_and_loads(tmp_path):
-    recipe = make_recipe(tmp_path, validate_every=2)
+    recipe = make_recipe(tmp_path, validate_every=2, temperature=TemperatureConfig(ratio=0.5, noise_end=0.5))
     result = train(recipe, tmp_path / "run", **parts())
     assert result["is_finished"] and result["steps"] == 4
     assert result["data"]["categories"]["code"]["samples"] == 8 and result["tokens"] > 1000
@@ -29,6 +36,7 @@ def test_run_learns_exports_and_loads(tmp_path):
     assert [("validation" in line) for line in lines] == [False, True, False, False]
     assert max(lines[-1]["multiplier_linear"].values()) > 0 and lines[-1]["regularization"] > 0
     assert lines[-1]["loss"] == pytest.approx(lines[-1]["lm_loss"] + lines[-1]["regularization"], rel=1e-5)
+    assert [line["noise_scale"] for line in lines] == pytest.approx([1.0, 0.75, 0.5, 0.5])
     assert list((tmp_path / "run" / "tensorboard").iterdir())
     handle = attach(parts()["model"], tmp_path / "run" / "adapter")
     assert handle.config.training["recipe"]["steps"] == 4

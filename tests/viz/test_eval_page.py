@@ -153,7 +153,8 @@ def test_more_methods_than_colours_differ_in_shape():
 
 STEPS = [
     {"step": i, "lm_loss": 2 - i / 900, "msr": {"robust": 0.5, "sensitive": i / 900},
-     "multiplier_linear": {"robust": 0.1}, "multiplier_quadratic": {"robust": 0.2}, "temperature": 1.5}
+     "multiplier_linear": {"robust": 0.1}, "multiplier_quadratic": {"robust": 0.2},
+     "temperature": 1.5, "noise_scale": 0.1}
     for i in range(1, 900)
 ]  # fmt: skip
 
@@ -166,6 +167,7 @@ def test_training_curves_stand_on_the_page():
     assert 200 < sensitive.path.count("L") <= 400 and sensitive.marks == []
     assert [(c.name, c.is_dashed) for c in multipliers.curves] == [("λ₁ robust", False), ("λ₂ robust", True)]
     assert temperature.title == "Temperature"
+    assert [curve.name for curve in temperature.curves] == ["temperature", "share of the noise"]
     page = Page(render_report(make_eval(), training=STEPS, intervals={"sensitive": (0.6, 0.7)}))
     assert ("a", {"href": "#part-2"}) in page.elements and "Model sparsity ratio by category" in page.text
     alone = render_report([], training=STEPS[:1])

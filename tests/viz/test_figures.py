@@ -30,6 +30,7 @@ def make_step(step: int, **changes: Any) -> dict[str, Any]:
         "multiplier_linear": by_category,
         "multiplier_quadratic": by_category,
         "temperature": 1.0,
+        "noise_scale": 0.5,
         "learning_rate": 1e-3,
     } | changes
 

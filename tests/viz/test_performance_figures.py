@@ -168,6 +168,8 @@ def test_table_of_vllm():
     table = render_vllm_engine({"metrics": {"rows": [elastic, stock]}})
     assert table.splitlines()[2] == "| 131,072 × 4 | 40.0 s | 20.0 s | 2.00 | 200.0 | 400.0 | 2.00 |"
     assert "–" in render_vllm_engine({"metrics": {"rows": [stock]}})
+    two = render_vllm_engine({"metrics": {"rows": [stock, stock | {"ranks": 2, "ttft_seconds": 22.0}]}})
+    assert [line.split(" | ")[0] for line in two.splitlines()[2:]] == ["| 131,072 × 4", "| 131,072 × 4, 2 GPUs"]
 
 
 def test_table_of_small_models():

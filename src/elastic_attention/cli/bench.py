@@ -7,9 +7,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import Backend, DtypeOption, Json, Model, Routers, open_console, open_model, show_progress, write_json
+from .options import (
+    Backend,
+    Device,
+    DtypeOption,
+    Json,
+    Model,
+    Routers,
+    open_console,
+    open_model,
+    show_progress,
+    write_json,
+)
 
 if TYPE_CHECKING:
+    import torch
     from rich.console import Console
     from rich.table import Table
 
@@ -24,7 +36,7 @@ class What(StrEnum):
 def bench(
     context: typer.Context,
     what: Annotated[What, typer.Option(help="Kernel times, or what attaching costs a model.")] = What.kernels,
-    device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "cpu",
+    device: Device = None,
     quick: Annotated[bool, typer.Option("--quick", help="The smaller shape or shorter prompts, 3 repeats.")] = False,
     tokens: Annotated[
         int | None,
@@ -52,36 +64,37 @@ def bench(
     choose_backend(backend)
     repeats = repeats or (3 if quick else 9)
     console = open_console()
-    if what is What.kernels and choose_device(device).type == "cuda":
-        _bench_gpu_kernels(console, device, backend, tokens, repeats, quick, json)
-    elif what is What.kernels:
-        _bench_kernels(console, device, backend, tokens or (4096 if quick else 8192), repeats, quick, json)
+    if what is What.kernels:
+        place = choose_device(device)
+        if place.type == "cuda":
+            _bench_gpu_kernels(console, place, backend, tokens, repeats, quick, json)
+        else:
+            _bench_kernels(console, place, backend, tokens or (4096 if quick else 8192), repeats, quick, json)
     else:
         options = {"model": model, "routers": routers, "device": device, "dtype": dtype, "backend": backend}
         _bench_overhead(console, options, tokens or (1024 if quick else 4096), repeats, quick, json)
 
 
 def _bench_kernels(
-    console: "Console", device: str, backend: str, tokens: int, repeats: int, quick: bool, json: Any
+    console: "Console", device: "torch.device", backend: str, tokens: int, repeats: int, quick: bool, json: Any
 ) -> None:
     from ..evaluation.bench_cpu import DTYPES, SHAPES, build_bench_record, measure_kernels
     from ..evaluation.oracle import OracleMismatch
-    from ..evaluation.session import choose_device
 
-    started, place = time.perf_counter(), choose_device(device)
+    started = time.perf_counter()
     rows: list[dict[str, Any]] = []
     shapes = SHAPES[:1] if quick else SHAPES
     try:
         with show_progress() as progress:
             task = progress.add_task("kernels", total=len(shapes) * len(DTYPES))
-            for part in measure_kernels(tokens=tokens, repeats=repeats, device=place, backend=backend, shapes=shapes):
+            for part in measure_kernels(tokens=tokens, repeats=repeats, device=device, backend=backend, shapes=shapes):
                 rows += part
                 progress.update(task, advance=1)
     except OracleMismatch as error:
         console.print(str(error), style="red")
         raise typer.Exit(1) from error
     console.print(_make_kernel_table(rows))
-    write_json(json, build_bench_record(rows, shapes, place, backend, repeats, started), console)
+    write_json(json, build_bench_record(rows, shapes, device, backend, repeats, started), console)
 
 
 def _make_kernel_table(rows: list[dict[str, Any]]) -> "Table":
@@ -104,16 +117,15 @@ def _make_kernel_table(rows: list[dict[str, Any]]) -> "Table":
 
 
 def _bench_gpu_kernels(
-    console: "Console", device: str, backend: str, tokens: int | None, repeats: int, quick: bool, json: Any
+    console: "Console", device: "torch.device", backend: str, tokens: int | None, repeats: int, quick: bool, json: Any
 ) -> None:
     import torch
 
     from ..evaluation.bench_decode import CELLS, measure_gpu_decode
     from ..evaluation.bench_gpu import LENGTHS, build_gpu_record, measure_gpu_kernels
     from ..evaluation.oracle import OracleMismatch
-    from ..evaluation.session import choose_device
 
-    started, place = time.perf_counter(), choose_device(device)
+    started = time.perf_counter()
     rows: list[dict[str, Any]] = []
     decode: list[dict[str, Any]] = []
     failures: list[dict[str, Any]] = []
@@ -122,11 +134,11 @@ def _bench_gpu_kernels(
     try:
         with show_progress() as progress:
             task = progress.add_task("prefill", total=len(lengths) + len(cells))
-            for part, failed in measure_gpu_kernels(lengths, device=place, backend=backend, repeats=repeats):
+            for part, failed in measure_gpu_kernels(lengths, device=device, backend=backend, repeats=repeats):
                 rows, failures = rows + part, failures + failed
                 progress.update(task, advance=1)
             progress.update(task, description="decode")
-            for part in measure_gpu_decode(cells, device=place, repeats=repeats):
+            for part in measure_gpu_decode(cells, device=device, repeats=repeats):
                 decode += part
                 progress.update(task, advance=1)
     except OracleMismatch as error:
@@ -140,7 +152,7 @@ def _bench_gpu_kernels(
         console.print(f"{row['tokens']:,} tokens, {row['kernel']}: {row['reason']}", style="yellow")
     record = build_gpu_record(
         {"rows": rows, "decode": decode, "missing": failures},
-        device=place,
+        device=device,
         backend=backend,
         repeats=repeats,
         started=started,

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import Json, Model, Routers, open_console, show_progress, write_json
+from .options import Engine, Json, Model, Routers, open_console, show_progress, write_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -17,10 +17,10 @@ def bench_serve(
     ] = None,
     model: Model = "smollm2",
     routers: Routers = None,
-    engine: Annotated[str, typer.Option(help="Of a server that is started: auto, vllm or transformers.")] = "auto",
+    engine: Annotated[Engine, typer.Option(help="Of a server that is started.")] = Engine.auto,
     concurrency: Annotated[list[int] | None, typer.Option(min=1, help="Requests at a time; repeat it.")] = None,
     requests: Annotated[int, typer.Option(min=1, help="Requests of each measurement.")] = 12,
-    tokens: Annotated[int, typer.Option(min=512, help="Words and signs of a prompt.")] = 2048,
+    tokens: Annotated[int, typer.Option(min=512, help="Length of a prompt, in words and signs.")] = 2048,
     new_tokens: Annotated[int, typer.Option(min=2, help="Tokens of an answer.")] = 32,
     seed: Annotated[int, typer.Option(help="Of the prompts.")] = 1,
     json: Json = None,
@@ -33,7 +33,7 @@ def bench_serve(
 
     started, console = time.perf_counter(), open_console()
     levels, corpora = concurrency or [1, 4], load_corpora()
-    flags = ["--model", model, "--engine", engine, "--max-requests", str(2 * max(levels))]
+    flags = ["--model", model, "--engine", engine.value, "--max-requests", str(2 * max(levels))]
     flags += ["--routers", routers] if routers is not None else []
     rows: list[dict[str, Any]] = []
     with open_server(flags) if url is None else _given(url) as address:
@@ -51,7 +51,7 @@ def bench_serve(
     console.print(_make_table(rows))
     record = build_record(
         "bench serve",
-        config={"engine": engine, "tokens": tokens, "new_tokens": new_tokens, "kinds": list(KINDS), "url": url},
+        config={"engine": engine.value, "tokens": tokens, "new_tokens": new_tokens, "kinds": list(KINDS), "url": url},
         model={"name": client.model, "routers": routers},
         data="texts shipped with the package",
         device="server",

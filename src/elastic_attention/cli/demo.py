@@ -12,6 +12,7 @@ from .options import (
     Device,
     DtypeOption,
     Json,
+    check_target,
     open_console,
     open_model,
     show_progress,
@@ -25,7 +26,9 @@ MODEL = "smollm2"
 
 
 def demo(
-    report: Annotated[Path, typer.Option(metavar="FILE", help="The HTML report.")] = Path("demo-report.html"),
+    report: Annotated[Path, typer.Option(metavar="FILE", callback=check_target, help="The HTML report.")] = Path(
+        "demo-report.html"
+    ),
     json: Json = None,
     device: Device = None,
     dtype: DtypeOption = None,

@@ -36,10 +36,13 @@ def inspect(
     from ..evaluation.documents import check_length, encode_question, read_document
     from ..evaluation.inspection import build_inspection_record, inspect_prompt
     from ..viz import HeadMapPicture, save_head_maps
+    from ..viz.style import check_ending
     from ..viz.units import format_count, format_percent, format_ratio
 
     started, console = time.perf_counter(), open_console()
     document = read_document(prompt_file)
+    if picture is not None:
+        check_ending(picture)
     session = open_model(model, routers=routers, device=device, dtype=dtype, budget=budget)
     prompt_ids = encode_question(session.tokenizer, document, question)
     check_length(session, len(prompt_ids), 0)

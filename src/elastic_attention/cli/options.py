@@ -25,6 +25,14 @@ class Decode(StrEnum):
     full = "full"
 
 
+class Engine(StrEnum):
+    """What runs the model of a server."""
+
+    auto = "auto"
+    vllm = "vllm"
+    transformers = "transformers"
+
+
 class Dtype(StrEnum):
     """Precision of the model."""
 
@@ -35,14 +43,16 @@ class Dtype(StrEnum):
 
 def _check_budget(budget: float) -> float:
     if not math.isfinite(budget):
-        raise ElasticAttentionError(f"--budget {budget} must be a finite number.")
+        raise ElasticAttentionError(
+            f"--budget {budget} must be a finite number; 0 is what training found, more is sparser."
+        )
     return budget
 
 
-def _check_record_path(path: Path | None) -> Path | None:
-    """Before the work that the record tells of, not behind it."""
+def check_target(option: typer.CallbackParam, path: Path | None) -> Path | None:
+    """Refuse a folder where a file is written at the end: before the work, not behind it."""
     if path is not None and path.is_dir():
-        raise ElasticAttentionError(f"--json {path} is a folder; name a file.")
+        raise ElasticAttentionError(f"{option.opts[0]} {path} is a folder; name a file.")
     return path
 
 
@@ -65,7 +75,7 @@ Backend = Annotated[
 ]
 Json = Annotated[
     Path | None,
-    typer.Option("--json", metavar="FILE", callback=_check_record_path, help="Write the record of this run."),
+    typer.Option("--json", metavar="FILE", callback=check_target, help="Write the record of this run."),
 ]
 
 

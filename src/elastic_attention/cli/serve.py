@@ -1,21 +1,12 @@
 """`elastic-attn serve`: an OpenAI-compatible server with routed heads."""
 
-import math
 import time
 from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
 
-from .options import Budget, Device, DtypeOption, Json, Model, open_console, open_model, write_json
-
-
-class Engine(StrEnum):
-    """What runs the model."""
-
-    auto = "auto"
-    vllm = "vllm"
-    transformers = "transformers"
+from .options import Budget, Device, DtypeOption, Engine, Json, Model, open_console, open_model, write_json
 
 
 class Policy(StrEnum):
@@ -68,13 +59,10 @@ def serve(
     """Serve chat completions and completions, with heads routed per request, until stopped."""
     from ..errors import ElasticAttentionError
     from ..records import build_record
+    from ..serving.address import check_address
 
     if routers is not None and len(routers) > 1:
         raise ElasticAttentionError(f"--routers was given {len(routers)} times; a server has one adapter.")
-    if not math.isfinite(budget):
-        raise ElasticAttentionError(
-            f"--budget {budget} is no finite number; 0 is what training found, more is sparser."
-        )
     started, console = time.perf_counter(), open_console()
     adapter, chosen = routers[0] if routers else None, _choose_engine(engine)
     _refuse_options_of_others(
@@ -91,6 +79,7 @@ def serve(
             },
         },
     )
+    check_address(host, port)
     place: dict[str, Any] = {"host": host, "port": port}
     name = served_name or model
     dtype_name = None if dtype is None else dtype.value

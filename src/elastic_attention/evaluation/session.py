@@ -14,9 +14,7 @@ from ..errors import BackendUnavailable, ElasticAttentionError
 from ..models.attach import attach
 from ..models.embedded import ALIAS, HUB_ID, quiet_transformers, resolve_model
 from ..models.handle import Handle
-from ..models.loading import load_model
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+from ..models.loading import load_model, read_dtype
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,9 +130,7 @@ def choose_dtype(device: torch.device, name: str | None) -> torch.dtype:
         ElasticAttentionError: an unknown name.
     """
     if name is not None:
-        if name not in DTYPES:
-            raise ElasticAttentionError(f"dtype {name!r} is unknown; use one of {', '.join(DTYPES)}.")
-        return DTYPES[name]
+        return read_dtype(name)
     if device.type == "cpu":
         capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
         is_native = any(capabilities.get(key) for key in ("avx512_bf16", "amx_bf16"))

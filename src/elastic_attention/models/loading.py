@@ -3,13 +3,18 @@
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from ..errors import ElasticAttentionError
 from .embedded import resolve_model
 from .released_patterns import strip_infllm
 from .tensor_folder import read_json
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
 
 def load_model(name: str, *, dtype: str = "bfloat16", device: str | None = None) -> tuple[Any, Any]:
-    """A frozen causal language model in eval mode, and its tokenizer.
+    """A causal language model in eval mode, and its tokenizer.
 
     Args:
         name: folder, hub id, or "smollm2" for the embedded default.
@@ -18,17 +23,30 @@ def load_model(name: str, *, dtype: str = "bfloat16", device: str | None = None)
 
     Returns:
         (model, tokenizer).
+
+    Raises:
+        ElasticAttentionError: an unknown `dtype`.
+        DownloadError: the embedded model can neither be found nor fetched.
+        OSError, ValueError: transformers finds no model of this name, or cannot load it.
     """
-    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    path = resolve_model(name)
+    kind, path = read_dtype(dtype), resolve_model(name)
     more = {} if (config := find_stock_config(path)) is None else {"config": config}
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        path, dtype=getattr(torch, dtype), attn_implementation="sdpa", **more
-    )
+    model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=kind, attn_implementation="sdpa", **more)
     return model.to(place).eval(), AutoTokenizer.from_pretrained(path, **more)
+
+
+def read_dtype(name: str) -> torch.dtype:
+    """The precision of this name.
+
+    Raises:
+        ElasticAttentionError: an unknown name.
+    """
+    if name not in DTYPES:
+        raise ElasticAttentionError(f"dtype {name!r} is unknown; use one of {', '.join(DTYPES)}.")
+    return DTYPES[name]
 
 
 def find_stock_config(path: str) -> Any | None:

@@ -103,7 +103,7 @@ def read_json(path: Path) -> dict[str, Any]:
         AdapterError: the file is missing or holds something else.
     """
     if not path.is_file():
-        raise AdapterError(f"{path.parent} has no {path.name}; fetch the checkpoint again.")
+        raise AdapterError(f"{path.parent} has no {path.name}; name the folder of a checkpoint, or fetch it again.")
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

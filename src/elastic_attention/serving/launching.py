@@ -1,6 +1,5 @@
 """A server in a process of its own, for as long as it is needed."""
 
-import socket
 import subprocess
 import sys
 import tempfile
@@ -10,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from ..errors import ElasticAttentionError
+from .address import find_free_port
 
 
 @contextmanager
@@ -25,9 +25,7 @@ def open_server(flags: Sequence[str], *, patience: float = 600.0) -> Iterator[st
     Raises:
         ElasticAttentionError: it ends or does not answer; with the end of what it said.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = find_free_port()
     address = f"http://127.0.0.1:{port}"
     program = "from elastic_attention.cli import main; main()"
     command = [sys.executable, "-c", program, "serve", "--port", str(port), *flags]

@@ -31,7 +31,7 @@ from elastic_attention.tasks.summaries import make_module_lines, make_overviews
 
 MANIFEST = "mixture.json"
 # Raise it when the same settings give other records, so that an older folder is not taken for a new one.
-FORMAT = 2
+FORMAT = 3
 Maker = Callable[[Draw, str, str], Sample]
 
 

@@ -1,6 +1,7 @@
 """Pairs of kinds on the same texts: `told_*` ask for a fact in the middle, `skimmed_*` for gist or ending.
 
-Both hide facts, and both ask in the same four ways, so only the question tells them apart.
+Both hide facts and ask in the same ways, so only the question tells them apart. One way is left to facts: a question in
+front of the text, where routers that read few tokens see the chat's marks alone. What they cannot see needs all of it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from elastic_attention.tasks.sample import Sample, encode
 MAX_FACTS, MAX_DRAWS = 3, 20
 LAST_WORDS, MAX_LAST_TOKENS, CONTINUED_WORDS = 5, 16, 8
 # How often: a plain text that begins the answer, "Q: ... A:", a question behind the text in a chat, and one before it.
-WAYS = {"plain": 1, "answer": 1, "chat": 4, "first": 2}
+WAYS = {"plain": 2, "answer": 1, "chat": 6, "first": 1}
+SKIMMED_WAYS = {way: weight for way, weight in WAYS.items() if way != "first"}
 # A third of the texts begin at once.
 INTROS = (
     "",
@@ -35,9 +37,21 @@ FRAMES = (
     "Question: {question}",
     "Please tell me: {question}",
     "{question} Stay with the text.",
+    "{question}\nAnswer in one sentence.",
+    "I have forgotten something: {question}",
+    "Look it up above, please. {question}",
+    "{question} I need it for a letter.",
+    "Here is my question.\n\n{question}",
+    "Thanks for reading. Now: {question}",
     "One thing is left to ask. {question}",
 )
-CLOSINGS = ("Answer the question above.", "That was the text. Your answer?", "Now answer.", "What do you say to that?")
+CLOSINGS = (
+    "",
+    "Answer the question above.",
+    "That was the text. Your answer?",
+    "Now answer.",
+    "What do you say to that?",
+)
 ANSWERS = ("\n\nQ: {question}\nA:", "\n\nQuestion: {question}\nAnswer:", "\n\n{question}\n>")
 ENDS = (
     ("The text ends with the words", "With which words does the text end?"),
@@ -96,7 +110,7 @@ def make_skimmed(draw: Draw, kind: str, category: str, haystack: str) -> Sample:
     gists = list(GISTS.values())
     draw.rng.shuffle(gists)
     question = question.format(gists=", ".join(gists[:-1]) + f" or {gists[-1]}")
-    asking = draw_asking(draw, Fact(beginning=beginning, question=question, answer=""))
+    asking = draw_asking(draw, Fact(beginning=beginning, question=question, answer=""), SKIMMED_WAYS)
     text = draw_body(draw, asking, HAYSTACKS[haystack], JOINTS.get(haystack, "\n"), facts).text.rstrip()
     if asking.prefix.endswith(beginning) and draw.rng.random() < 0.5:
         head, *words = text.rsplit(" ", CONTINUED_WORDS)
@@ -114,9 +128,9 @@ def hide_facts(draw: Draw, relations: tuple[Fact, ...]) -> list[Fact]:
     return draw_facts(relations, draw, draw.rng.randint(1, MAX_FACTS))
 
 
-def draw_asking(draw: Draw, asked: Fact) -> Asking:
-    """One of the four ways, in one of its wordings."""
-    way = draw.rng.choices(list(WAYS), list(WAYS.values()))[0]
+def draw_asking(draw: Draw, asked: Fact, ways: dict[str, int] = WAYS) -> Asking:
+    """One of the ways, in one of its wordings."""
+    way = draw.rng.choices(list(ways), list(ways.values()))[0]
     if way == "plain":
         return Asking(before="", behind="", prefix=f"\n\n{asked.beginning}", is_chat=False)
     if way == "answer":

@@ -208,6 +208,7 @@ class Engine:
             "msr": means["msr"],
             **described,
             "temperature": self.temperature,
+            "noise_scale": self.noise_scale,
             "learning_rate": self.learning_rate,
             "gradient_norm": norm,
             **({} if is_sound else {"skipped": {"count": self.skipped, "reason": self._explain(loss, norm)}}),

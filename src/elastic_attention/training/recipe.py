@@ -264,7 +264,7 @@ def load_recipe(path: str | Path, **overrides: Any) -> Recipe:
     try:
         recipe = from_dict(Recipe, _read_extended(Path(path), ()), str(path))
         return dataclasses.replace(recipe, **overrides)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, IsADirectoryError) as error:
         raise RecipeError(f"There is no recipe {error.filename}; see the recipes/ folder for examples.") from None
     except (ValueError, TypeError) as error:
         raise RecipeError(str(error)) from error

@@ -25,7 +25,8 @@ def save_curves(
 
     Args:
         log: JSON lines, one object a step, with `step` and any of `lm_loss`, `regularization`, `msr` (by category),
-            `multiplier_linear`, `multiplier_quadratic` (by category), `temperature`, `learning_rate`.
+            `multiplier_linear`, `multiplier_quadratic` (by category), `temperature`, `noise_scale`,
+            `learning_rate`.
         path: the figure.
         intervals: target interval [low, high] of the MSR by category, drawn as bands.
 
@@ -71,7 +72,7 @@ def read_training_log(log: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 def draw_curves(steps: Steps, *, intervals: Intervals | None = None) -> "Figure":
     """Draw four panels over the training step: loss and regularisation, MSR by category with its band, multipliers,
-    temperature and learning rate.
+    schedules: temperature, share of the noise and learning rate.
 
     Raises:
         BackendUnavailable: matplotlib is not installed.
@@ -131,8 +132,11 @@ def _draw_multipliers(axis: "Axes", steps: Steps, colours: Mapping[str, str]) ->
 
 def _draw_schedules(axis: "Axes", steps: Steps) -> None:
     axis.set_title("Temperature and learning rate")
-    axis.plot(*pick_series(steps, "temperature"), color=INK, label="temperature")
-    axis.set_ylabel("temperature")
+    axis.plot(*pick_series(steps, "temperature"), color=INK)
+    at, scales = pick_series(steps, "noise_scale")
+    if scales:
+        axis.plot(at, scales, color=INK, linestyle=":")
+    axis.set_ylabel("temperature, share of the noise (dotted)" if scales else "temperature")
     axis.set_ylim(bottom=0)
     at, rates = pick_series(steps, "learning_rate")
     if rates:

@@ -1,4 +1,4 @@
-"""Quality against sparsity: the routed model beside static, random, dense and all-sparse heads."""
+"""Quality against sparsity or speed: the routed model beside static, random, dense and all-sparse heads."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -25,6 +25,7 @@ METHODS = {
 }
 OTHER_MARKS = "vP*<>hpd"
 SPARSITIES = {"msr": "model sparsity ratio (MSR)", "esr_prefill": "effective sparsity ratio of prefill (ESR)"}
+SPEEDS = {"prefill_speedup": "speed-up of prefill", "decode_speedup": "speed-up of decoding"}
 
 
 def save_frontier(record: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
@@ -32,7 +33,8 @@ def save_frontier(record: Mapping[str, Any], path: str | os.PathLike[str]) -> No
 
     Args:
         record: `metrics.rows` hold `method` (routed, static, random, dense, all_sparse, any other), `decode` (sparse,
-            full), `target`, `msr`, `esr_prefill`, `score`, `score_low`, `score_high` (95% interval).
+            full), `target`, `msr`, `esr_prefill`, `score`, `score_low`, `score_high` (95% interval); rows that also
+            have `prefill_speedup` and `decode_speedup` are drawn against these.
         path: the figure.
 
     Raises:
@@ -43,7 +45,7 @@ def save_frontier(record: Mapping[str, Any], path: str | os.PathLike[str]) -> No
 
 
 def draw_frontier(rows: Sequence[Row]) -> "Figure":
-    """Draw the score against MSR (left) and prefill ESR (right), with 95% error bars.
+    """Draw the score against MSR (left) and prefill ESR (right), or against both speed-ups, with 95% error bars.
 
     Filled marks and full lines are sparse decode, hollow marks and dashed lines full decode. Lines join the rows
     that have a `target`.
@@ -58,23 +60,25 @@ def draw_frontier(rows: Sequence[Row]) -> "Figure":
         raise ElasticAttentionError(
             "The record has no rows with 'method' and 'score'; pass a quality record (elastic-attn eval)."
         )
+    is_timed = any(to_number(row.get(key)) is not None for row in known for key in SPEEDS)
     with figure_style():
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(10, 4.9), layout="constrained")
         axes = figure.subplots(1, 2, sharey=True)
-        for axis, (key, label) in zip(axes, SPARSITIES.items(), strict=True):
+        for axis, (key, label) in zip(axes, (SPEEDS if is_timed else SPARSITIES).items(), strict=True):
             for method, style in styles.items():
                 for decode in ("sparse", "full"):
                     chosen = [row for row in known if row["method"] == method and row.get("decode", "sparse") == decode]
                     _draw_method(axis, key, method, style, decode, chosen)
             axis.set_xlabel(label)
-            axis.set_xlim(-0.03, 1.03)
+            if not is_timed:
+                axis.set_xlim(-0.03, 1.03)
             axis.set_ylim(0, 1.02)
         axes[0].set_ylabel("mean score, 95% interval")
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(handles)), fontsize=9)
-        figure.suptitle("Quality against sparsity", x=0.01, ha="left", fontweight="bold")
+        figure.suptitle(f"Quality against {'speed' if is_timed else 'sparsity'}", x=0.01, ha="left", fontweight="bold")
     return figure
 
 

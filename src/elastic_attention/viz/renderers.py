@@ -107,6 +107,24 @@ def render_frontier(record: Record) -> str:
     return render_markdown(columns, rows)
 
 
+def render_quality_speed(record: Record) -> str:
+    """A row a method: what it keeps of the dense score, and the speed-ups that its MSR gives a large model."""
+    columns = (
+        Column(key="label", heading="Method", format=_format_words),
+        Column(key="n", heading="n", format=format_count),
+        Column(key="msr", heading="MSR", format=format_ratio),
+        Column(key="esr_prefill", heading="ESR prefill", format=format_ratio),
+        Column(key="relative_text", heading="Of dense", format=format_text),
+        Column(key="prefill_speedup", heading="Prefill, times as fast", format=format_ratio),
+        Column(key="decode_speedup", heading="Decoding, times as fast", format=format_ratio),
+    )
+    rows = [
+        {**row, "relative_text": _join_interval(row, "relative_score", "relative_low", "relative_high")}
+        for row in list_rows(record)
+    ]
+    return render_markdown(columns, rows)
+
+
 def render_bench_cpu(record: Record) -> str:
     """Kernel times; `cost / ideal` is the time over visited_fraction * the dense time, 1 where skipping is free."""
     columns = (

@@ -195,10 +195,11 @@ def render_vllm_engine(record: Record) -> str:
         Column(key="rate elastic", heading="Tokens / s, elastic", format=_format_tenths),
         Column(key="decode_speedup", heading="×", format=format_ratio),
     )
-    cells: dict[tuple[int, int], Row] = {}
+    cells: dict[tuple[int, int, int], Row] = {}
     for row in list_rows(record):
-        cell = cells.setdefault((row["tokens"], row["requests"]), {})
-        cell["cell"] = f"{format_count(row['tokens'])} × {row['requests']}"
+        ranks = row.get("ranks", 1)
+        cell = cells.setdefault((ranks, row["tokens"], row["requests"]), {})
+        cell["cell"] = f"{format_count(row['tokens'])} × {row['requests']}" + f", {ranks} GPUs" * (ranks > 1)
         cell |= {f"ttft {row['way']}": row["ttft_seconds"], f"rate {row['way']}": row["decoded_per_second"]}
         if row["way"] == "elastic":
             cell |= {key: row.get(key) for key in ("ttft_speedup", "decode_speedup")}

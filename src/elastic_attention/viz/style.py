@@ -69,15 +69,25 @@ def pick_colours(names: list[str]) -> dict[str, str]:
     return {name: PALETTE[index % len(PALETTE)] for index, name in enumerate(names)}
 
 
+def check_ending(path: str | os.PathLike[str]) -> str:
+    """The format that the ending of `path` asks for, "png" or "svg".
+
+    Raises:
+        ElasticAttentionError: another ending.
+    """
+    ending = Path(path).suffix.lower().removeprefix(".")
+    if ending not in FORMATS:
+        raise ElasticAttentionError(f"Cannot draw into {path}: the ending must be .png or .svg.")
+    return ending
+
+
 def save_figure(figure: "Figure", path: str | os.PathLike[str]) -> None:
     """Write a figure as PNG or SVG, by the ending of `path`; the same figure gives the same bytes.
 
     Raises:
         ElasticAttentionError: another ending, or the file cannot be written.
     """
-    ending = Path(path).suffix.lower().removeprefix(".")
-    if ending not in FORMATS:
-        raise ElasticAttentionError(f"Cannot draw into {path}: the ending must be .png or .svg.")
+    ending = check_ending(path)
     buffer = io.BytesIO()
     with figure_style():
         figure.savefig(buffer, format=ending, metadata={"Date": None} if ending == "svg" else None)

@@ -21,6 +21,7 @@ from .renderers import (
     render_memory,
     render_overhead,
     render_quality,
+    render_quality_speed,
 )
 from .speed_tables import (
     render_absent,
@@ -55,6 +56,7 @@ TABLES = {
     "demo": TableSource(record="demo.json", render=render_demo),
     "quality": TableSource(record="quality.json", render=render_quality),
     "frontier": TableSource(record="quality.json", render=render_frontier),
+    "quality_speed": TableSource(record="quality_speed.json", render=render_quality_speed),
     "gains": TableSource(record="quality.json", render=render_gains),
     "bench_cpu": TableSource(record="bench_cpu.json", render=render_bench_cpu),
     "overhead": TableSource(record="overhead.json", render=render_overhead),
@@ -88,7 +90,7 @@ for _name in ("recipes_smollm2", "recipes_coder"):
 
 # Evaluations: results/NAME.json gives the tables NAME (tasks down, methods across) and NAME_methods.
 _SUITES = ("mixture", "pairs", "validation", "ruler", "longbench", "longbench_e", "longbench_v2", "almanac", "everyday")
-for _name in (*_SUITES, "methods", "extrapolation"):
+for _name in (*_SUITES, "ruler_coder", "methods", "methods_coder", "extrapolation"):
     TABLES[_name] = TableSource(record=f"{_name}.json", render=render_eval_tasks)
     TABLES[f"{_name}_methods"] = TableSource(record=f"{_name}.json", render=render_eval_methods)
 

@@ -43,7 +43,13 @@ def build_training_charts(steps: Steps, intervals: Intervals | None = None) -> l
                 for key, sign in (("multiplier_linear", "λ₁"), ("multiplier_quadratic", "λ₂"))
             ],
         ),
-        "Temperature": ("Of the sampled routes.", [_draw("temperature", *pick_series(steps, "temperature"), 0)]),
+        "Temperature": (
+            "Of the sampled routes, and the share of the noise that they are drawn with.",
+            [
+                _draw("temperature", *pick_series(steps, "temperature"), 0),
+                _draw("share of the noise", *pick_series(steps, "noise_scale"), 1),
+            ],
+        ),
     }
     charts = []
     for title, (note, series) in panels.items():

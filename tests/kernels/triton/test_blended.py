@@ -146,9 +146,9 @@ def test_paths_of_very_different_weight(device):
 
 
 def attend_hidden(q, k, v, config, scale, spans=None):
-    """Attention to the keys that streaming heads do not read; rows of which it hides none: 0 and -inf."""
+    """Attention to the keys that streaming heads do not read; rows of which it hides none: nan and -inf."""
     out, lse = make_outputs(q)
-    out.zero_()
+    out.fill_(float("nan"))
     lse.fill_(float("-inf"))
     group = q.shape[1] // k.shape[1]
     for _, b, queries, keys in list_spans(spans, q, k):
@@ -158,7 +158,7 @@ def attend_hidden(q, k, v, config, scale, spans=None):
         for head in range(q.shape[1]):
             scores = q[b, head, queries] @ k[b, head // group, keys].T * scale
             scores = scores.masked_fill(seen | (key > query), float("-inf"))
-            out[b, head, queries] = scores.softmax(-1).nan_to_num() @ v[b, head // group, keys]
+            out[b, head, queries] = scores.softmax(-1) @ v[b, head // group, keys]
             lse[b, head, queries] = scores.logsumexp(-1)
     return out, lse
 

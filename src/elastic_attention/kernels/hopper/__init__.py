@@ -64,7 +64,7 @@ def attend_hidden(
         q, k, v, scale, spans: as in `attend_hopper`.
 
     Returns:
-        As `attend_hopper`; rows of which nothing is hidden: 0 and -inf.
+        As `attend_hopper`; rows of which nothing is hidden: anything and -inf.
 
     Raises:
         ValueError: `scale` is not positive, or the blocks do not fit.

@@ -92,8 +92,10 @@ def launch(
     if not out.numel():
         return out, lse
     # The kernel writes rows that read something and belong to a sequence; packed ones may leave gaps.
-    if is_hidden or (spans is not None and spans.is_packed):
+    is_packed = spans is not None and spans.is_packed
+    if is_packed:
         out.zero_()
+    if is_packed or is_hidden:
         lse.fill_(float("-inf"))
     counter = find_counter(q.device)
     num_sequences = len(modes)

@@ -88,6 +88,14 @@ def mix_paths(route: Tensor, paths: Paths, num_keys: int, spans: Spans | None, *
     return out
 
 
+@triton.jit
+def load_rows_of(base, row, stride, is_wanted, ROWS: tl.constexpr, D: tl.constexpr):
+    """The wanted rows of [row, row + ROWS), zeros for the others."""
+    columns = tl.arange(0, triton.next_power_of_2(D))[None, :]
+    pointers = base + row.to(tl.int64) * stride + tl.arange(0, ROWS)[:, None] * stride + columns
+    return tl.load(pointers, mask=is_wanted[:, None] & (columns < D), other=0.0)
+
+
 @triton.jit(do_not_specialize=["T", "S", "num_kv_heads"])
 def _mix(
     sparse, full, sparse_lse, full_lse, out, routes, query_starts, query_lengths, key_starts, key_lengths,
@@ -106,12 +114,13 @@ def _mix(
     start = batch.to(tl.int64) * T * row_stride + head * D
     route = tl.load(routes + sequence * num_kv_heads + kv_head)
     one = load_real_rows(sparse + start, first - shift, row_stride, T, ROWS, D).to(tl.float32)
-    other = load_real_rows(full + start, first - shift, row_stride, T, ROWS, D).to(tl.float32)
     if PARTED:
         is_real = (positions >= first_real) & (positions < num_keys)
         places = (batch * num_kv_heads * GROUP + head).to(tl.int64) * T + positions - shift
         seen = tl.load(sparse_lse + places, mask=is_real, other=0.0) * LOG_2_E
-        hidden = tl.load(full_lse + places, mask=is_real, other=0.0) * LOG_2_E
+        hidden = tl.load(full_lse + places, mask=is_real, other=float("-inf")) * LOG_2_E
+        # Rows of which nothing is hidden were never written.
+        other = load_rows_of(full + start, first - shift, row_stride, hidden > float("-inf"), ROWS, D).to(tl.float32)
         higher = tl.maximum(seen, hidden)
         both = higher + tl.math.log2(tl.math.exp2(seen - higher) + tl.math.exp2(hidden - higher))
         other = one * tl.math.exp2(seen - both)[:, None] + other * tl.math.exp2(hidden - both)[:, None]
@@ -119,5 +128,7 @@ def _mix(
         other = other.to(full.dtype.element_ty).to(tl.float32)
         store_rows(full, full + start, batch, head, first - shift, T, row_stride, is_kept, other, ROWS, D, False)
         tl.store(full_lse + places, both * LN_2, mask=is_real)
+    else:
+        other = load_real_rows(full + start, first - shift, row_stride, T, ROWS, D).to(tl.float32)
     result = tl.math.fma(route, one, (1 - route) * other)
     store_rows(out, out + start, batch, head, first - shift, T, row_stride, is_kept, result, ROWS, D, False)

@@ -1,0 +1,21 @@
+"""Loading by name: the precision that was asked for, ready to answer, and a word that is none."""
+
+import pytest
+import torch
+
+from byte_tokenizer import make_byte_tokenizer
+from elastic_attention import ElasticAttentionError, load_model
+from tiny_models import make_model
+
+
+def test_a_folder_is_loaded_as_it_was_asked_for(tmp_path):
+    make_model(vocab_size=300).save_pretrained(tmp_path)
+    make_byte_tokenizer().save_pretrained(tmp_path)
+    model, tokenizer = load_model(str(tmp_path), dtype="float16", device="cpu")
+    assert (model.dtype, model.device.type, model.training) == (torch.float16, "cpu", False)
+    assert tokenizer.decode(tokenizer("a boat")["input_ids"]) == "a boat"
+
+
+def test_an_unknown_precision_is_named_before_anything_is_fetched(tmp_path):
+    with pytest.raises(ElasticAttentionError, match="dtype 'half' is unknown; use one of float32, bfloat16, float16"):
+        load_model(str(tmp_path / "nowhere"), dtype="half")

@@ -122,7 +122,7 @@ STEPS = (
         name="shapes",
         module="gpu_kernels",
         longest=6,
-        options="--only prefill --heads 16/8/128 32/8/64 --batches 1 --lengths 32768 --peers dense "
+        options="--only prefill --heads 16/8/128 --batches 1 --lengths 32768 --peers dense "
         "--ratios 0 .5 .75 1 --repeats 5 --cell-seconds 3",
     ),
     Step(
@@ -131,6 +131,13 @@ STEPS = (
         longest=6,
         options="--only prefill --heads 32/8/128 --batches 4 --lengths 4096 32768 --peers dense "
         "--ratios 0 .5 .75 1 --repeats 5 --cell-seconds 3",
+    ),
+    Step(
+        name="small heads",
+        module="gpu_kernels",
+        longest=6,
+        options="--only prefill --heads 32/8/64 --batches 1 --lengths 32768 131072 65536 8192 --peers dense "
+        "--ratios 0 .5 .75 1 --repeats 5 --cell-seconds 2",
     ),
     Step(
         name="longer",

@@ -65,6 +65,8 @@ SCALES = {
         step_tokens=16_384,
         training_rate=57_000,
         reading_rate=200_000,
+        # Up to 8K tokens they read everything, as the dense model does.
+        without=("infllm_v2", "moba"),
     ),
     "qwen2.5-coder": Scale(
         name="coder",
@@ -94,12 +96,14 @@ def find_scale(model: str) -> Scale:
 
 
 def fit_claim(claim: Claim, scale: Scale) -> Claim:
-    """The claim with the entries and seeds of a scale; where there are fewer seeds, its rule says so."""
+    """The claim with the entries and seeds of a scale; where there are fewer of them, its rule says so."""
     wanted = [entry for entry in claim.entries if entry.name not in scale.without]
     entries = tuple(dataclasses.replace(entry, seeds=min(entry.seeds, scale.seeds)) for entry in wanted)
-    is_whole = all(entry.seeds <= scale.seeds for entry in wanted)
-    rule = claim.rule if is_whole else f"{claim.rule}; here with {scale.seeds} of the seeds"
-    return dataclasses.replace(claim, entries=entries, rule=rule)
+    left_out = [entry.name for entry in claim.entries if entry.name in scale.without]
+    limits = [f"without {', '.join(left_out)}"] if left_out else []
+    if any(entry.seeds > scale.seeds for entry in wanted):
+        limits.append(f"here with {scale.seeds} of the seeds")
+    return dataclasses.replace(claim, entries=entries, rule="; ".join((claim.rule, *limits)))
 
 
 def describe_recipe(recipe: Recipe) -> dict[str, Any]:

@@ -123,6 +123,7 @@ def judge_training_free(found: Found) -> list[Check]:
     return [
         Check(text=f"FA-SSA is above {name}", estimate=found.difference("fa_ssa", name), at_least=ABOVE)
         for name in TRAINING_FREE
+        if name in found.answers
     ]
 
 

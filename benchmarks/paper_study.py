@@ -249,6 +249,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, help="most seeds of a training; default: of the model's scale")
     parser.add_argument("--steps", type=int, help="of every training; default: of the model's scale")
     parser.add_argument("--step-tokens", type=int, help="of every step; default: of the model's scale")
+    parser.add_argument("--without", nargs="*", metavar="ENTRY", help="not asked; default: of the model's scale")
     parser.add_argument("--max-minutes", type=float, default=1e9)
     parser.add_argument("--batch-tokens", type=int, help="rows times tokens of a batch")
     parser.add_argument("--workers", type=int, default=0, help="processes that make samples")
@@ -271,6 +272,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         scale = dataclasses.replace(scale, samples=dict.fromkeys(scale.samples, options.samples))
     given = {key: getattr(options, key) for key in ("seeds", "steps", "step_tokens")}
     scale = dataclasses.replace(scale, **{key: value for key, value in given.items() if value})
+    if options.without is not None:
+        scale = dataclasses.replace(scale, without=tuple(options.without))
     if options.list:
         list_claims(scale)
         return 0

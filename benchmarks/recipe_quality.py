@@ -88,6 +88,7 @@ class Run:
             "pair": self.pair,
             **facts,
             "peak_bytes": record["bytes"],
+            "commit": record["package"]["commit"],
             "categories": categories,
             "furthest_outside": max(
                 (found["outside"] for found in categories.values() if "outside" in found), default=None

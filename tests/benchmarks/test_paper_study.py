@@ -242,3 +242,4 @@ def test_list_and_options(capsys):
     with pytest.raises(SystemExit):
         paper_study.parse_options([])
     assert isinstance(paper_study.parse_options(["decode"]), argparse.Namespace)
+    assert paper_study.parse_options(["training_free", "--without"]).without == []

@@ -92,9 +92,9 @@ def test_a_category_without_interval_is_not_outside(tiny, tmp_path, monkeypatch)
     run = recipe_quality.Run(path=tmp_path / "head.toml", recipe=load_recipe("head.toml"), folder=tmp_path)
     metrics = {"steps": 1, "tokens": 1, "seconds": 1.0}
     held = {"code": {"msr": 0.5, "outside": 0.2}, "other": {"msr": 0.1}}
-    record = {"metrics": metrics | {"validation": {"categories": held}}, "bytes": 1}
+    record = {"metrics": metrics | {"validation": {"categories": held}}, "bytes": 1, "package": {"commit": "abc"}}
     monkeypatch.setattr(recipe_quality, "read_record", lambda path: record)
-    assert run.describe("x")["furthest_outside"] == 0.2
+    assert (run.describe("x")["furthest_outside"], run.describe("x")["commit"]) == (0.2, "abc")
 
 
 def test_what_another_process_is_at_is_left_to_it(tiny, tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import torch
 from captured_caches import CASES, run_cases
 from elastic_attention import XAttentionConfig
 from elastic_attention.models.captured import CapturedDecoder, SamplingConfig, generate_captured
+from elastic_attention.models.replay import record_graph
 from elastic_attention.types import HeadRoutes
 from tiny_models import attach_tiny, elastic_config, left_padded, make_model, random_routes, text
 
@@ -129,6 +130,27 @@ def test_sampling_in_the_graph_stays_inside_top_k():
         for _ in range(3)
     }
     assert len(draws) == 3
+
+
+def test_a_capture_that_the_host_breaks_leaves_no_pool_open():
+    device, side = torch.device("cuda", torch.cuda.current_device()), torch.cuda.Stream()
+    x = torch.ones(4, device=device)
+
+    def count_bytes():
+        return torch.cuda.memory_stats()["active_bytes.all.current"]
+
+    before = count_bytes()
+    with pytest.raises(RuntimeError):
+        record_graph(device, lambda: (torch.empty(1 << 22, device=device), x.sum().item()))
+    shared = torch.ones(1 << 22, device=device)
+    shared.record_stream(side)
+    del shared
+    torch.cuda.synchronize()
+    torch.empty(1 << 22, device=device)  # who asks for memory collects what streams are done with
+    assert count_bytes() == before
+    graph, doubled = record_graph(device, lambda: x * 2)
+    graph.replay()
+    assert doubled.tolist() == [2.0] * 4
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")

@@ -43,6 +43,9 @@ def test_gains_and_runs():
     record = make_record("recipe_quality", METRICS)
     assert render_recipe_gains(record).splitlines()[2] == "| head | mask | 0.050 \\[0.010, 0.090\\] | – |"
     assert render_recipe_runs(record).splitlines()[2] == "| head | 120 | 9,000,000 | 100,000 | 1.0 GiB | 0.01 |"
+    joined = METRICS | {"trainings": [RUNS[0] | {"commit": "0123456789abcdef"}, RUNS[1]]}
+    table = render_recipe_runs(make_record("recipe_quality", joined)).splitlines()
+    assert [table[place].split(" | ")[-1] for place in (0, 2, 3)] == ["Commit |", "012345678 |", "– |"]
 
 
 def test_sparsity_beside_its_interval_of_routers_alone():

@@ -162,16 +162,32 @@ def record_graph(device: torch.device, run: Callable[[], Any]) -> tuple[torch.cu
     if next(_graphs_made) % _GRAPHS_KEPT == 0:
         torch.cuda.empty_cache()
     stream, current, graph = _capture_stream(device), torch.cuda.current_stream(device), torch.cuda.CUDAGraph()
+    pool = torch.cuda.graph_pool_handle()
     stream.wait_stream(current)
     # Not `torch.cuda.graph`, which waits for the device and empties its memory cache, once an answer.
     with torch.cuda.stream(stream):
-        graph.capture_begin(capture_error_mode="thread_local")
+        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
         try:
             result = run()
-        finally:
-            graph.capture_end()
+        except BaseException:
+            _abandon(graph, pool)
+            raise
+        graph.capture_end()
     current.wait_stream(stream)
     return graph, result
+
+
+def _abandon(graph: torch.cuda.CUDAGraph, pool: tuple[int, int]) -> None:
+    """End a capture that failed.
+
+    One that the host has broken cannot be ended, and PyTorch then leaves its memory pool open: it would keep that
+    memory, and from then on all memory that several streams have used.
+    """
+    try:
+        graph.capture_end()
+    except RuntimeError:
+        torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+        torch._C._cuda_releasePool(torch.cuda.current_device(), pool)
 
 
 @functools.cache

@@ -62,7 +62,11 @@ def render_recipe_gains(record: Record) -> str:
 
 
 def render_recipe_runs(record: Record) -> str:
-    """A row a recipe: what its training took, and how far the held-out sparsity of routers is from their intervals."""
+    """A row a recipe: what its training took, and how far the held-out sparsity of routers is from their intervals.
+
+    A record that joins trainings of several commits names that of each.
+    """
+    runs = list_rows(record, "trainings")
     columns = (
         Column(key="recipe", heading="Recipe", format=format_text),
         Column(key="steps", heading="Steps", format=format_count),
@@ -70,13 +74,15 @@ def render_recipe_runs(record: Record) -> str:
         Column(key="rate", heading="Tokens/s", format=format_count),
         Column(key="peak_bytes", heading="Peak memory", format=format_bytes),
         Column(key="furthest_outside", heading="Furthest outside of its interval", format=format_ratio),
+        *([Column(key="commit", heading="Commit", format=format_text)] if any("commit" in run for run in runs) else []),
     )
     rows = [
         row
         | _name(row)
+        | {"commit": str(row.get("commit", ""))[:9] or None}
         | {"rate": row["tokens"] / row["seconds"]}
         | {"furthest_outside": row["furthest_outside"] if _is_router(row) else None}  # a mask is one for all categories
-        for row in list_rows(record, "trainings")
+        for row in runs
     ]
     return render_markdown(columns, rows)
 

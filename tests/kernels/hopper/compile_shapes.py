@@ -13,12 +13,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon._runtime import GluonASTSource
 
 from elastic_attention.kernels.hopper.layout import Shape
-from elastic_attention.kernels.hopper.prefill import (
-    CONSUMER_REGISTERS,
-    LAUNCH_REGISTERS,
-    PRODUCER_REGISTERS,
-    hybrid_prefill,
-)
+from elastic_attention.kernels.hopper.prefill import REGISTERS, hybrid_prefill
 
 POINTERS = {"out": "bf16", "lse": "fp32", "list_indices": "i16", "modes": "u8"}
 
@@ -41,11 +36,12 @@ def compile_shape(shape: Shape, dtype: str) -> dict[str, object]:
             signature[name] = "i32"
         else:
             signature[name] = "fp32" if name == "scale" else "*" + POINTERS.get(name, "i32").replace("bf16", dtype)
-    constants = {"SHAPE": shape, "CONSUMER": CONSUMER_REGISTERS, "PRODUCER": PRODUCER_REGISTERS}
+    launched, consumer, producer = REGISTERS[shape.consumers]
+    constants = {"SHAPE": shape, "CONSUMER": consumer, "PRODUCER": producer}
     kernel = triton.compile(
         GluonASTSource(hybrid_prefill, signature, constexprs=constants),
         target=GPUTarget("cuda", 90, 32),
-        options={"num_warps": 4, "maxnreg": LAUNCH_REGISTERS},
+        options={"num_warps": 4, "maxnreg": launched},
     )
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     with tempfile.TemporaryDirectory() as folder:
@@ -68,13 +64,14 @@ def compile_shape(shape: Shape, dtype: str) -> dict[str, object]:
 
 
 def list_shapes() -> list[tuple[Shape, str]]:
-    """Plain, everything at once, what lies between and hidden keys; everything for the other width and type as well."""
+    """Plain, everything at once, what lies between and hidden keys; everything and wide tiles for the other width."""
     names = ("has_edges", "is_ragged", "is_packed", "has_lists", "has_dense_rows", "is_hidden")
     plain = dict.fromkeys(names, False)
     everything = dict.fromkeys(names, True) | {"is_hidden": False}
     packed = plain | {"is_ragged": True, "is_packed": True, "has_lists": True}
     shapes = [(128, "bf16", kind) for kind in (plain, plain | {"has_edges": True}, packed, everything)]
     shapes += [(64, "fp16", everything), (128, "bf16", plain | {"is_ragged": True, "is_hidden": True})]
+    shapes += [(64, dtype, plain | {"consumers": 3}) for dtype in ("bf16", "fp16")]
     return [
         (Shape(head_dim=width, key_stages=2, value_stages=2, sorted_heads=32, **kind), dtype)
         for width, dtype, kind in shapes

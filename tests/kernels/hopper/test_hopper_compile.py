@@ -27,7 +27,7 @@ def test_shapes_assemble_without_spills(tmp_path: Path) -> None:
     )
     assert result.returncode == 0, result.stderr[-2000:]
     reports = json.loads(result.stdout)
-    assert len(reports) == 6
+    assert len(reports) == 8
     for report in reports:
         assert report["spills"] == 0, report
         assert report["warnings"] == [], report

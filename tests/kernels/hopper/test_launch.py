@@ -70,6 +70,18 @@ def test_a_packed_batch_with_lists(launch: Any) -> None:
     assert shape.head_dim == 64 and shape.is_packed and shape.has_lists and shape.has_dense_rows and shape.has_edges
 
 
+@pytest.mark.parametrize(("width", "block", "consumers"), [(64, 128, 3), (64, 64, 2), (64, 256, 2), (128, 128, 2)])
+def test_wide_tiles_are_for_small_heads_whose_blocks_are_key_tiles(
+    launch: Any, width: int, block: int, consumers: int
+) -> None:
+    q, k = torch.zeros(2, 8, 300, width, dtype=torch.bfloat16), torch.zeros(2, 2, 500, width, dtype=torch.bfloat16)
+    config = StreamingConfig(num_sink_tokens=block, local_window=2 * block, block_size=block)
+    _, grid, given = launch(q, k, k, torch.zeros(2, 2, dtype=torch.uint8), config, 0.5, None, None, None)
+    # Tiles start at multiples of their size: positions 200 to 499 touch 128, 256, 384 before the last one, or 192, 384.
+    assert given["num_tiles"] == {2: 3, 3: 2}[consumers] and grid == (2 * 8 * given["num_tiles"],)
+    assert given["SHAPE"].consumers == consumers and given["maxnreg"] == {2: 168, 3: 128}[consumers]
+
+
 def test_rows_between_packed_sequences_are_cleared(launch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel does not write them, and calls over parts of the rows are added up."""
     q = torch.zeros(1, 4, 400, 64, dtype=torch.float16)

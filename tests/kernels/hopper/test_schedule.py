@@ -6,7 +6,7 @@ from torch import Tensor
 
 from elastic_attention.config import StreamingConfig
 from elastic_attention.kernels.hopper import schedule
-from elastic_attention.kernels.hopper.schedule import EVERYTHING, TILE
+from elastic_attention.kernels.hopper.schedule import EVERYTHING, TILE, WIDE
 from elastic_attention.patterns.streaming import StreamingPattern
 
 # block, sink, window
@@ -64,6 +64,39 @@ def test_whole_blocks_need_no_mask_besides_the_diagonal(block: int, sink: int, w
         for step in range(1, steps):
             keys = schedule.key_tile(step, tile, opening, gap) * TILE + torch.arange(TILE)[None]
             assert schedule.is_visible(keys, sink, schedule.find_opening(queries, window, block, 0, 0)).all()
+
+
+def walk_wide_keys(num_keys: int, sink: int, window: int) -> Tensor:
+    """As `walk_keys`, for wide tiles of three half tiles that leave out what is hidden from them."""
+    tiles, half = -(-num_keys // WIDE), TILE // 2
+    room = (tiles * WIDE // TILE + 2) * TILE
+    count = torch.zeros(room, room, dtype=torch.int32)
+    for tile in range(tiles):
+        last, steps, early, hole, opening, gap = schedule.plan_wide_keys(tile, sink, window, TILE, WIDE)
+        for who in range(3):
+            left_out = 0 if early > who else hole
+            diagonal = 1 if early > who else 0
+            queries = torch.arange(half)[:, None] + tile * WIDE + who * half
+            for step in set(range(steps)) - {left_out}:
+                source = schedule.key_tile(step, last, opening, gap)
+                keys = torch.arange(source * TILE, (source + 1) * TILE)[None]
+                rows = torch.arange(half)[:, None] + ((who - early) & 1) * half
+                seen = rows >= torch.arange(TILE)[None] if step == diagonal else torch.ones(half, TILE).bool()
+                count[queries, keys] += seen
+    return count[:num_keys, :num_keys]
+
+
+@pytest.mark.parametrize(("sink", "window"), [(128, 2048), (256, 512), (128, 128), (384, 128), (1024, 256)])
+@pytest.mark.parametrize("num_keys", [1, 64, 128, 200, 1000, 3021])
+def test_wide_tiles_read_every_visible_pair_once(sink: int, window: int, num_keys: int) -> None:
+    pattern = StreamingPattern(StreamingConfig(num_sink_tokens=sink, local_window=window, block_size=TILE))
+    positions = torch.arange(num_keys)
+    expected = pattern.is_visible(positions[:, None], positions[None])
+    assert torch.equal(walk_wide_keys(num_keys, sink, window), expected.int())
+
+
+def test_wide_tiles_of_full_heads_read_every_key() -> None:
+    assert torch.equal(walk_wide_keys(1100, 128, EVERYTHING), torch.ones(1100, 1100).tril().int())
 
 
 def test_streaming_reads_no_tile_between_sink_and_window() -> None:

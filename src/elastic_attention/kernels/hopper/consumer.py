@@ -1,4 +1,4 @@
-"""A consumer warpgroup: 64 query rows of every item, from the first scores to the results."""
+"""One of two consumer warpgroups: 64 query rows of every item, from the first scores to the results."""
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -81,7 +81,7 @@ def consume(launched, SHAPE: gl.constexpr, WHO: gl.constexpr):
         ks = used % KS
         mbarrier.wait(barriers.k_full.index(ks), (used // KS) & 1, pred=steps > 0)
         wait_both(MINE)
-        promise = start_scores(buffers, slot, ks, WHO, D)  # of old keys, and ignored, if there is no next item
+        promise = start_scores(buffers, slot, ks, SHAPE, WHO)  # of old keys, and ignored, if there is no next item
         mbarrier.wait(barriers.v_full.index(vs), v_phase)
         acc = warpgroup_mma(state.weights, buffers.v.index(vs).reshape([ROWS, D]), state.acc, is_async=True)
         arrive_both(OTHERS)

@@ -34,7 +34,9 @@ ELEMENT = gl.constexpr(17)
 KV_HEAD = gl.constexpr(18)
 KEY_START = gl.constexpr(19)  # tensor row of the sequence's first key
 FOLLOWS_LIST = gl.constexpr(20)  # reads what is listed and nothing else
-FIELDS = gl.constexpr(21)
+EARLY = gl.constexpr(21)  # of a wide tile, as `schedule.plan_wide_keys` says
+HOLE = gl.constexpr(22)
+FIELDS = gl.constexpr(23)
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Shape:
     has_dense_rows: bool
     is_hidden: bool  # reads nothing but the key tiles between sink and window
     sorted_heads: int  # power of two that holds all KV heads of all sequences, if they are sorted by mode; else 0
+    consumers: int = 2  # warpgroups of 64 query rows; 3 have wide tiles, and nothing that is_ or has_ says
 
 
 class Descriptors(NamedTuple):
@@ -133,15 +136,16 @@ def allocate(descs, SHAPE: gl.constexpr):
     KS: gl.constexpr = SHAPE.key_stages
     VS: gl.constexpr = SHAPE.value_stages
     D: gl.constexpr = SHAPE.head_dim
-    q_s = gl.allocate_shared_memory(descs.q.dtype, [4, 1, 1, HALF, D], descs.q.layout)
+    N: gl.constexpr = SHAPE.consumers
+    q_s = gl.allocate_shared_memory(descs.q.dtype, [2 * N, 1, 1, HALF, D], descs.q.layout)
     k_s = gl.allocate_shared_memory(descs.q.dtype, [KS, 1, 1, ROWS, D], descs.k.layout)
     v_s = gl.allocate_shared_memory(descs.q.dtype, [VS, 1, 1, ROWS, D], descs.v.layout)
-    o_s = gl.allocate_shared_memory(descs.q.dtype, [2, 1, 1, HALF, D], descs.out.layout)
+    o_s = gl.allocate_shared_memory(descs.q.dtype, [N, 1, 1, HALF, D], descs.out.layout)
     records = gl.allocate_shared_memory(gl.int32, [2 * FIELDS, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
-    item_full, item_free = allocate_barriers(2, 1), allocate_barriers(2, 3)  # read by the producer too
+    item_full, item_free = allocate_barriers(2, 1), allocate_barriers(2, N + 1)  # read by the producer too
     q_full = allocate_barriers(2, 1)
-    k_full, k_free = allocate_barriers(KS, 1), allocate_barriers(KS, 2)
-    v_full, v_free = allocate_barriers(VS, 1), allocate_barriers(VS, 2)
+    k_full, k_free = allocate_barriers(KS, 1), allocate_barriers(KS, N)
+    v_full, v_free = allocate_barriers(VS, 1), allocate_barriers(VS, N)
     barriers = Barriers(item_full, item_free, q_full, k_full, k_free, v_full, v_free)
     return Buffers(q_s, k_s, v_s, o_s, records), barriers
 

@@ -1,4 +1,4 @@
-"""One launch for all heads and sequences: a scheduler, a producer and two consumer warpgroups a multiprocessor."""
+"""One launch for all heads and sequences: a scheduler, a producer, two or three consumer warpgroups each."""
 
 import torch
 from torch import Tensor
@@ -15,11 +15,14 @@ from ..spans import Spans
 from .consumer import consume
 from .layout import Descriptors, Launch, Shape, Sizes, Tensors, allocate
 from .producer import produce
-from .schedule import TILE
+from .schedule import TILE, WIDE
 from .scheduler import plan
+from .wide import consume_wide
 
-# 64K registers for 12 warps; the producer gives most of its share to the consumers.
-LAUNCH_REGISTERS, CONSUMER_REGISTERS, PRODUCER_REGISTERS = 168, 232, 40
+# By the number of consumers: of the launch, of a consumer, of the producer. 64K registers are for 12 or 16 warps; the
+# producer gives most of its share to the consumers.
+REGISTERS = {2: (168, 232, 40), 3: (128, 160, 32)}
+STAGES = {2: 2, 3: 2}  # buffers for keys and for values
 SORTED_HEADS = (32, 256)  # few sizes, because each is a kernel of its own and takes seconds to compile
 
 
@@ -31,6 +34,21 @@ def _consume_upper(launched, SHAPE: gl.constexpr):
 @gluon.jit
 def _consume_lower(launched, SHAPE: gl.constexpr):
     consume(launched, SHAPE, 1)
+
+
+@gluon.jit
+def _consume_first(launched, SHAPE: gl.constexpr):
+    consume_wide(launched, SHAPE, 0)
+
+
+@gluon.jit
+def _consume_second(launched, SHAPE: gl.constexpr):
+    consume_wide(launched, SHAPE, 1)
+
+
+@gluon.jit
+def _consume_third(launched, SHAPE: gl.constexpr):
+    consume_wide(launched, SHAPE, 2)
 
 
 @gluon.jit(
@@ -58,16 +76,29 @@ def hybrid_prefill(
     buffers, barriers = allocate(descs, SHAPE)
     fence_async_shared()
     launched = Launch(descs, buffers, barriers, tensors, sizes)
-    gl.warp_specialize(
-        [
-            (_consume_upper, (launched, SHAPE)),
-            (_consume_lower, (launched, SHAPE)),
-            (produce, (launched, SHAPE)),
-            (plan, (launched, SHAPE)),
-        ],
-        [4, 1, 1],
-        [CONSUMER, PRODUCER, PRODUCER],
-    )
+    if SHAPE.consumers == 2:
+        gl.warp_specialize(
+            [
+                (_consume_upper, (launched, SHAPE)),
+                (_consume_lower, (launched, SHAPE)),
+                (produce, (launched, SHAPE)),
+                (plan, (launched, SHAPE)),
+            ],
+            [4, 1, 1],
+            [CONSUMER, PRODUCER, PRODUCER],
+        )
+    else:
+        gl.warp_specialize(
+            [
+                (_consume_first, (launched, SHAPE)),
+                (_consume_second, (launched, SHAPE)),
+                (_consume_third, (launched, SHAPE)),
+                (produce, (launched, SHAPE)),
+                (plan, (launched, SHAPE)),
+            ],
+            [4, 4, 1, 1],
+            [CONSUMER, CONSUMER, PRODUCER, PRODUCER],
+        )
 
 
 @on_its_device
@@ -99,7 +130,8 @@ def launch(
         lse.fill_(float("-inf"))
     counter = find_counter(q.device)
     num_sequences = len(modes)
-    num_tiles = count_tiles(num_queries, num_keys, spans, TILE)
+    shape = choose_shape(head_dim, config, spans, lists, dense_rows, num_sequences * num_kv_heads, is_hidden)
+    num_tiles = count_tiles(num_queries, num_keys, spans, TILE if shape.consumers == 2 else WIDE)
     num_items = num_sequences * num_q_heads * num_tiles
     grid = min(num_items, torch.cuda.get_device_properties(q.device).multi_processor_count)
     list_counts, list_indices, list_rows, list_room = name_lists(lists, counter)
@@ -110,11 +142,9 @@ def launch(
         *name_spans(spans, counter),
         *(num_queries, num_keys, num_q_heads, num_kv_heads, num_sequences, num_tiles, list_rows, list_room, factor),
         *(config.num_sink_tokens, config.local_window, config.block_size),
-        choose_shape(head_dim, config, spans, lists, dense_rows, num_sequences * num_kv_heads, is_hidden),
-        CONSUMER_REGISTERS,
-        PRODUCER_REGISTERS,
+        *(shape, *REGISTERS[shape.consumers][1:]),
         num_warps=4,
-        maxnreg=LAUNCH_REGISTERS,
+        maxnreg=REGISTERS[shape.consumers][0],
     )
     return out, lse
 
@@ -129,10 +159,12 @@ def choose_shape(
     is_hidden: bool = False,
 ) -> Shape:
     """What the compiler must know of a call."""
+    is_plain = spans is None and lists is None and dense_rows is None and not is_hidden
+    consumers = 3 if is_plain and head_dim == 64 and config.block_size == TILE else 2
     return Shape(
         head_dim=head_dim,
-        key_stages=2,
-        value_stages=2,
+        key_stages=STAGES[consumers],
+        value_stages=STAGES[consumers],
         has_edges=config.block_size % TILE != 0 or dense_rows is not None,
         is_ragged=spans is not None,
         is_packed=spans is not None and spans.is_packed,
@@ -140,6 +172,7 @@ def choose_shape(
         has_dense_rows=dense_rows is not None,
         is_hidden=is_hidden,
         sorted_heads=next((room for room in SORTED_HEADS if num_heads <= room), 0),
+        consumers=consumers,
     )
 
 

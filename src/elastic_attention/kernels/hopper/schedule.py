@@ -5,10 +5,12 @@ against the oracle's mask. That is why they do nothing but arithmetic and do not
 
 Query tiles and key tiles have `size` rows and start at multiples of `size` positions of their sequence, so that whole
 blocks of the streaming pattern lie in one tile and only tiles on an edge need a mask. A query tile reads its key
-tiles from the diagonal down: first the local window, then, behind a gap, the sink.
+tiles from the diagonal down: first the local window, then, behind a gap, the sink. At head dim 64 a query tile may be
+wide: three half tiles instead of two.
 """
 
-TILE = 128  # rows of a query tile and of a key tile
+TILE = 128  # rows of a key tile, and of a query tile that is not wide
+WIDE = 192  # rows of a wide query tile
 EVERYTHING = 1 << 30  # a window that no sequence outgrows
 
 
@@ -53,6 +55,33 @@ def plan_keys(tile: int, sink: int, window: int, block: int, size: int) -> tuple
     opened = (max(((position + size - 1) // block + 1) * block - window, 0) + size - 1) // size
     gap = max(opening * size - sink, 0) // size
     return tile + 1 - gap, max(tile + 1 - opened, 1), opening, gap
+
+
+def plan_wide_keys(tile: int, sink: int, window: int, size: int, wide: int) -> tuple[int, int, int, int, int, int]:
+    """Key tiles of a wide query tile, one and a half times `size` rows, where a block is a key tile.
+
+    Its half tiles lie in two blocks, and are `early` or late. To a half tile a key tile is visible, or hidden, or its
+    diagonal: early ones leave out step 0, late ones the step of the hole.
+
+    Args:
+        tile: number of the query tile, not negative.
+        sink, window: tokens, multiples of `size`; window = EVERYTHING reads all keys.
+
+    Returns:
+        last: the first key tile to read, on the diagonal of the late half tiles.
+        steps: key tiles to read, at least 2.
+        early: how many half tiles are early.
+        hole: the step that late ones leave out; `steps` or more if there is none.
+        opening, gap: as of `plan_keys`, for the early ones.
+    """
+    position = tile * wide
+    first = (position // size + 1) * size - window
+    opening = max(first, 0) // size
+    gap = max(opening * size - sink, 0) // size
+    last = position // size + 1
+    steps = last + 1 - gap
+    has_hole = (first >= sink) & (first >= 0)
+    return last, steps, 2 - position % size * 2 // size, last - opening + steps * (has_hole == 0), opening, gap
 
 
 def key_tile(step: int, tile: int, opening: int, gap: int) -> int:

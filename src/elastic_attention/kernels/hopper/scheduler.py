@@ -9,6 +9,7 @@ from . import schedule
 from .layout import (
     DENSE_START,
     DENSE_STOP,
+    EARLY,
     ELEMENT,
     EVERYTHING,
     FIRST_ROW,
@@ -16,6 +17,7 @@ from .layout import (
     GAP,
     HALF,
     HEAD,
+    HOLE,
     KEY_START,
     KV_HEAD,
     LAST_KEYS,
@@ -40,6 +42,7 @@ LISTS = gl.constexpr(mode_numbers.LISTS)
 split_item = gluon.jit(schedule.split_item)
 place_tile = gluon.jit(schedule.place_tile)
 plan_keys = gluon.jit(schedule.plan_keys)
+plan_wide_keys = gluon.jit(schedule.plan_wide_keys)
 
 
 @gluon.jit
@@ -71,6 +74,8 @@ def plan(launched, SHAPE: gl.constexpr):
     num_kv_heads = sizes.num_kv_heads
     group = num_q_heads // num_kv_heads
     total = sizes.num_sequences * num_q_heads * sizes.num_tiles
+    CONSUMERS: gl.constexpr = SHAPE.consumers
+    QUERY_ROWS: gl.constexpr = CONSUMERS * HALF
     planned = 0
     query_start = 0
     query_length = sizes.num_queries
@@ -98,8 +103,10 @@ def plan(launched, SHAPE: gl.constexpr):
                 first_row = query_start
                 stop_row = query_start + query_length
         shift = query_start + query_length - key_length
-        tile, row = place_tile(behind, shift, stop_row, ROWS)
-        if (row + ROWS > first_row) & (first_row < stop_row):
+        tile, row = place_tile(behind, shift, stop_row, QUERY_ROWS)
+        if SHAPE.consumers == 3:  # by the shift it would take a register more, which there is not
+            row = stop_row - (key_length - tile * QUERY_ROWS)
+        if (row + QUERY_ROWS > first_row) & (first_row < stop_row):
             mode = gl.load(tensors.modes + section).to(gl.int32)
             first = tile * ROWS
             has_queries = (row < query_start + query_length) & (row + ROWS > query_start)
@@ -134,7 +141,11 @@ def plan(launched, SHAPE: gl.constexpr):
                 steps = gl.where(follows_list, list_count, steps)
                 masked_from = gl.where(follows_list, list_count, masked_from)
             last = tile  # the first key tile to read
-            if SHAPE.is_hidden:
+            early = 0
+            hole = 0
+            if SHAPE.consumers == 3:
+                last, steps, early, hole, opening, gap = plan_wide_keys(tile, sizes.sink, window, ROWS, QUERY_ROWS)
+            elif SHAPE.is_hidden:
                 last = opening - 1
                 steps = gl.where(has_queries, gap, 0)
                 gap = 0
@@ -147,13 +158,13 @@ def plan(launched, SHAPE: gl.constexpr):
             if is_due:
                 slot = planned & 1
                 # An item ahead, because memory is far; who has freed the record is done with the queries beside it.
-                mbarrier.expect(barriers.q_full.index(slot), ROWS * SHAPE.head_dim * 2)
-                for i in gl.static_range(2):
+                mbarrier.expect(barriers.q_full.index(slot), QUERY_ROWS * SHAPE.head_dim * 2)
+                for i in gl.static_range(CONSUMERS):
                     tma.async_copy_global_to_shared(
                         launched.descs.q,
                         [element, head, row + i * HALF, 0],
                         barriers.q_full.index(slot),
-                        launched.buffers.q.index(2 * slot + i),
+                        launched.buffers.q.index(CONSUMERS * slot + i),
                     )
                 write_field(records, slot, STEPS, steps)
                 write_field(records, slot, TILE, last)
@@ -163,6 +174,9 @@ def plan(launched, SHAPE: gl.constexpr):
                 write_field(records, slot, HEAD, element * num_q_heads + head)
                 write_field(records, slot, ELEMENT, element)
                 write_field(records, slot, KV_HEAD, kv_head)
+                if SHAPE.consumers == 3:
+                    write_field(records, slot, EARLY, early)
+                    write_field(records, slot, HOLE, hole)
                 if SHAPE.is_ragged:
                     write_field(records, slot, FIRST_ROW, query_start)
                     write_field(records, slot, STOP_ROW, query_start + query_length)
@@ -184,7 +198,7 @@ def plan(launched, SHAPE: gl.constexpr):
                 mbarrier.wait(barriers.item_free.index(planned & 1), ((planned >> 1) & 1) ^ 1)
         # The ticket after the last one winds the counter back for the next launch.
         ticket = gl.atomic_add(tensors.counter, 1, sem="relaxed")
-        if ticket == total - 1:
+        if ticket + 1 == total:
             gl.store(tensors.counter, 0)
         item = ticket + gl.num_programs(0)
     write_field(records, planned & 1, STEPS, 0)

@@ -36,7 +36,7 @@ find_opening = gluon.jit(schedule.find_opening)
 is_visible = gluon.jit(schedule.is_visible)
 
 FIRST_TURN = gl.constexpr(8)  # hardware barriers; Triton itself counts up from 0
-CLEARED = gl.constexpr(10)
+CLEARED = gl.constexpr(11)
 NONE = gl.constexpr(float("-inf"))
 
 
@@ -44,7 +44,7 @@ class State(NamedTuple):
     """What a warpgroup knows of its rows after some key tiles.
 
     The outputs so far and the sums of their weights, both relative to a reference near the highest score; the weights
-    of the newest key tile, whose values are still missing; the number of key tiles read since the launch.
+    of the newest key tile, whose values are still missing; the number of that tile since the launch.
     """
 
     acc: Any
@@ -56,7 +56,7 @@ class State(NamedTuple):
 
 @gluon.jit
 def wait_both(name):
-    """Wait at the named barrier until the other consumer has arrived there."""
+    """Wait at the named barrier until another consumer has arrived there."""
     gl.inline_asm_elementwise("bar.sync $1, 256; mov.u32 $0, 0;", "=r,r", [name], dtype=gl.int32, is_pure=False, pack=1)
 
 
@@ -77,11 +77,11 @@ def arrive_both(name):
 
 
 @gluon.jit
-def start_scores(buffers, slot, stage, WHO: gl.constexpr, D: gl.constexpr):
+def start_scores(buffers, slot, stage, SHAPE: gl.constexpr, WHO: gl.constexpr):
     """Start Q Kᵀ of a key tile; the result is a promise."""
     LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, ROWS, 16])
-    q = buffers.q.index(2 * slot + WHO).reshape([HALF, D])
-    k = buffers.k.index(stage).reshape([ROWS, D]).permute((1, 0))
+    q = buffers.q.index(SHAPE.consumers * slot + WHO).reshape([HALF, SHAPE.head_dim])
+    k = buffers.k.index(stage).reshape([ROWS, SHAPE.head_dim]).permute((1, 0))
     nothing = gl.zeros([HALF, ROWS], gl.float32, LAYOUT)
     return warpgroup_mma(q, k, nothing, use_acc=False, is_async=True)
 
@@ -125,7 +125,7 @@ def begin(launched, steps, WEIGHTS: gl.constexpr, SHAPE: gl.constexpr, WHO: gl.c
     mbarrier.wait(barriers.q_full.index(0), 0, pred=steps > 0)
     mbarrier.wait(barriers.k_full.index(0), 0, pred=steps > 0)
     wait_both(FIRST_TURN + WHO)
-    promise = start_scores(launched.buffers, 0, 0, WHO, SHAPE.head_dim)
+    promise = start_scores(launched.buffers, 0, 0, SHAPE, WHO)
     arrive_both(FIRST_TURN + 1 - WHO)
     scores = warpgroup_mma_wait(0, deps=(promise,))
     mbarrier.arrive(barriers.k_free.index(0), count=1, pred=steps > 0)
@@ -151,7 +151,7 @@ def advance(
     ks = used % KS
     mbarrier.wait(barriers.k_full.index(ks), (used // KS) & 1)
     wait_both(FIRST_TURN + WHO)
-    promise = start_scores(buffers, slot, ks, WHO, D)
+    promise = start_scores(buffers, slot, ks, SHAPE, WHO)
     mbarrier.wait(barriers.v_full.index(vs), v_phase)
     acc = warpgroup_mma(state.weights, buffers.v.index(vs).reshape([ROWS, D]), state.acc, is_async=True)
     arrive_both(FIRST_TURN + 1 - WHO)

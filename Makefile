@@ -23,7 +23,7 @@ test-serving: $(SERVING)/.done  ## The plugin on vLLM's CPU build: exactness, lo
 
 data: $(CORPORA)/corpora.json $(MIXTURE)/mixture.json  ## The texts and the records that training draws from
 
-bench: $(VENV)/.demo  ## The records behind the README's tables of times
+bench: $(VENV)/.demo  ## The records behind the tables of times on a CPU
 	$(BIN)/elastic-attn bench --device cpu --json results/bench_cpu.json
 	$(BIN)/elastic-attn bench --what overhead --device cpu --json results/overhead.json
 

@@ -65,8 +65,6 @@ SCALES = {
         step_tokens=16_384,
         training_rate=57_000,
         reading_rate=200_000,
-        # Up to 8K tokens they read everything, as the dense model does.
-        without=("infllm_v2", "moba"),
     ),
     "qwen2.5-coder": Scale(
         name="coder",

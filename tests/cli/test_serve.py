@@ -12,6 +12,7 @@ import pytest
 from byte_tokenizer import make_byte_tokenizer
 from elastic_attention import attach
 from elastic_attention.errors import ElasticAttentionError
+from elastic_attention.serving.address import find_free_port
 from elastic_attention.serving.launching import open_server
 from elastic_attention.serving.vllm.launch import build_flags
 from tiny_models import elastic_config, make_model
@@ -31,7 +32,7 @@ HERE = ["--engine", "transformers"]
     ],
 )
 def test_what_does_not_fit(call, arguments, word):
-    code, _, err = call("serve", *arguments)
+    code, _, err = call("serve", "--port", find_free_port(), *arguments)
     assert code == 2 and word in err
 
 

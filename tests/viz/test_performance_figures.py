@@ -99,6 +99,15 @@ def test_model_panels(model, tmp_path):
     assert "llama" not in texts
 
 
+def test_other_patterns_are_those_of_one_length_and_msr(model, tmp_path):
+    rows = model["metrics"]["rows"]
+    triangle = next(row for row in rows if row["pair"] == "fa-ta")
+    rows += [triangle | {"tokens": 8192, "msr": msr} for msr in (0.0, 0.5, 0.7, 1.0)]
+    save_speed(model, tmp_path / "model.svg")
+    texts = read_texts(tmp_path / "model.svg")
+    assert texts.count("FA-TA") == 1 and "prefill of 32K over dense" in texts
+
+
 def test_speed_is_drawn_by_the_command_of_the_record(kernels, tmp_path):
     save_speed(kernels, tmp_path / "a.svg")
     assert "hopper" in read_texts(tmp_path / "a.svg")

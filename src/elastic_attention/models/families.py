@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..config import BaseModel
 from ..errors import UnsupportedModel
+from .embedded import FOLDER_NAME, HUB_ID
 
 _REFUSED_ARGUMENTS = {
     "softcap": "logit soft-capping",
@@ -113,8 +114,14 @@ def describe_model(model: Any) -> tuple[BaseModel, tuple[int, ...], int]:
 
 
 def name_publicly(name: str) -> str | None:
-    """A hub id as it is, a folder by its last part: where it lies on this disk is nobody else's business."""
-    return (Path(name).name if Path(name).is_dir() else name) or None
+    """A hub id as it is, a folder by its last part: where it lies on this disk is nobody else's business.
+
+    The folder of the embedded model goes by its hub id.
+    """
+    if not Path(name).is_dir():
+        return name
+    folder = Path(name).name
+    return HUB_ID if folder == FOLDER_NAME else folder or None
 
 
 def keys_before_rope(module: Any, hidden_states: Tensor) -> Tensor:

@@ -218,15 +218,17 @@ def _draw_model_decode_speedups(axis: "Axes", record: Record) -> None:
 
 
 def _draw_model_pairs(axis: "Axes", record: Record) -> None:
-    rows = list_rows(record, "pairs")
-    longest = max((row["tokens"] for row in rows), key=lambda tokens: sum(row["tokens"] == tokens for row in rows))
-    chosen = [row for row in rows if row["tokens"] == longest and to_number(row.get("speedup"))]
-    axis.set_title(f"Other patterns, prefill of {_name_tokens(longest)} over dense")
+    rows = [row | {"msr": round(row["msr"], 2)} for row in list_rows(record, "pairs")]
+    # The length and MSR that most patterns have.
+    counts = Counter((row["tokens"], row["msr"]) for row in rows)
+    tokens, msr = max(counts, key=lambda cell: counts[cell])
+    chosen = [row for row in rows if (row["tokens"], row["msr"]) == (tokens, msr) and to_number(row.get("speedup"))]
+    axis.set_title(f"Other patterns, prefill of {_name_tokens(tokens)} over dense")
     labels = [f"{row['pair'].upper()}\n" + (f"{row['density']:.0%}" if row.get("density") else "") for row in chosen]
     axis.bar(range(len(chosen)), [row["speedup"] for row in chosen], 0.6, color=BLUES[0])
     axis.set_xticks(range(len(chosen)), labels, fontsize=7.5)
     axis.grid(False, axis="x")
-    axis.set_ylabel(f"speed-up at MSR {chosen[0]['msr']:.2f}" if chosen else "speed-up")
+    axis.set_ylabel(f"speed-up at MSR {msr:.2f}")
 
 
 def _draw_lines(axis: "Axes", rows: Sequence[Row], across: str, up: str, by: str) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 from elastic_attention.tasks.corpora import load_corpora
 from elastic_attention.tasks.corpora_suite import CorporaSuite, with_marks
 from elastic_attention.tasks.registry import ALL_KINDS, KINDS, PAIRS, VALIDATION_KINDS, generate
 from elastic_attention.tasks.ruler.scoring import match_part
 from elastic_attention.tasks.sample import Tokenizer, prompt_text, render
-from elastic_attention.tasks.suite import Answer, Skipped, SuiteSample
+from elastic_attention.tasks.suite import Answer, Skipped, SuiteSample, make_or_skip
 
 # A chat may answer in a whole sentence.
 LONGEST_ANSWER = 32
@@ -37,38 +38,38 @@ class KindsSuite(CorporaSuite):
         self, task: str, indexes: Sequence[int], *, length: int, seed: int, tokenizer: Tokenizer
     ) -> Iterator[SuiteSample | Skipped]:
         """The same samples that `generate` makes for these arguments."""
-        corpora, tokenizer = load_corpora(self.data), with_marks(tokenizer)
+        tokenizer = with_marks(tokenizer)
         for index in indexes:
-            try:
-                sample = generate(
-                    task,
-                    seed=seed,
-                    index=index,
-                    target_tokens=length,
-                    corpora=corpora,
-                    tokenizer=tokenizer,
-                    split=self.split,
-                )
-            except ValueError as error:
-                yield Skipped(task=task, index=index, length=length, reason=str(error))
-                continue
-            prompt_ids, answer_ids = render(sample, tokenizer)
-            yield SuiteSample(
-                task=task,
-                index=index,
-                length=length,
-                category=sample.category,
-                prompt=prompt_text(sample, tokenizer),
-                prompt_ids=tuple(prompt_ids),
-                answers=(sample.answer,),
-                max_new_tokens=len(answer_ids),
-                target_ids=tuple(answer_ids),
-            )
+            make = partial(self._build_sample, task, index, length, seed, tokenizer)
+            yield make_or_skip(make, task=task, index=index, length=length)
 
     def score(self, answer: Answer, sample: SuiteSample) -> float:
         """1 or 0 for exact kinds, else the share of right tokens."""
         hits = [said == wanted for said, wanted in zip(answer.token_ids, sample.target_ids, strict=True)]
         return float(all(hits)) if ALL_KINDS[sample.task].metric == "exact" else sum(hits) / len(hits)
+
+    def _build_sample(self, task: str, index: int, length: int, seed: int, tokenizer: Tokenizer) -> SuiteSample:
+        sample = generate(
+            task,
+            seed=seed,
+            index=index,
+            target_tokens=length,
+            corpora=load_corpora(self.data),
+            tokenizer=tokenizer,
+            split=self.split,
+        )
+        prompt_ids, answer_ids = render(sample, tokenizer)
+        return SuiteSample(
+            task=task,
+            index=index,
+            length=length,
+            category=sample.category,
+            prompt=prompt_text(sample, tokenizer),
+            prompt_ids=tuple(prompt_ids),
+            answers=(sample.answer,),
+            max_new_tokens=len(answer_ids),
+            target_ids=tuple(answer_ids),
+        )
 
 
 class PairsSuite(KindsSuite):
@@ -84,14 +85,10 @@ class ValidationSuite(KindsSuite):
     tasks = headline = tuple(VALIDATION_KINDS)
     default_samples = 100
 
-    def build(
-        self, task: str, indexes: Sequence[int], *, length: int, seed: int, tokenizer: Tokenizer
-    ) -> Iterator[SuiteSample | Skipped]:
+    def _build_sample(self, task: str, index: int, length: int, seed: int, tokenizer: Tokenizer) -> SuiteSample:
         """As in `KindsSuite`; the model speaks for itself."""
-        for sample in KindsSuite.build(self, task, indexes, length=length, seed=seed, tokenizer=tokenizer):
-            if isinstance(sample, SuiteSample):
-                sample = replace(sample, target_ids=(), max_new_tokens=LONGEST_ANSWER)
-            yield sample
+        sample = super()._build_sample(task, index, length, seed, tokenizer)
+        return replace(sample, target_ids=(), max_new_tokens=LONGEST_ANSWER)
 
     def score(self, answer: Answer, sample: SuiteSample) -> float:
         """1 if the answer stands in what the model said, else 0."""

@@ -7,10 +7,10 @@ from typing import Any
 from .units import (
     format_bytes,
     format_count,
-    format_decimal,
     format_ratio,
     format_seconds,
     format_text,
+    format_thousandths,
     format_verdict,
     to_number,
 )
@@ -32,10 +32,6 @@ class Column:
             return ""
         number = float(value) if isinstance(value, bool) else to_number(value)
         return format_text(value).casefold() if number is None else repr(number)
-
-
-def _format_three_digits(value: object) -> str:
-    return format_decimal(value, 3)
 
 
 def _mark_stand_in(value: object) -> str:
@@ -70,13 +66,13 @@ EVAL_COLUMNS = (
     Column(key="group", heading="Group", format=format_text, kind="text"),
     Column(key="value", heading="Of the group", format=format_text, kind="text"),
     Column(key="n", heading="n", format=format_count),
-    Column(key="score", heading="Score", format=_format_three_digits, kind="ratio"),
-    Column(key="score_low", heading="95% from", format=_format_three_digits),
-    Column(key="score_high", heading="to", format=_format_three_digits),
-    Column(key="weighted_score", heading="By sample", format=_format_three_digits),
-    Column(key="relative_score", heading="Of dense", format=_format_three_digits),
-    Column(key="relative_low", heading="95% from", format=_format_three_digits),
-    Column(key="relative_high", heading="to", format=_format_three_digits),
+    Column(key="score", heading="Score", format=format_thousandths, kind="ratio"),
+    Column(key="score_low", heading="95% from", format=format_thousandths),
+    Column(key="score_high", heading="to", format=format_thousandths),
+    Column(key="weighted_score", heading="By sample", format=format_thousandths),
+    Column(key="relative_score", heading="Of dense", format=format_thousandths),
+    Column(key="relative_low", heading="95% from", format=format_thousandths),
+    Column(key="relative_high", heading="to", format=format_thousandths),
     Column(key="msr", heading="MSR", format=format_ratio, kind="ratio"),
     Column(key="esr_prefill", heading="ESR prefill", format=format_ratio, kind="ratio"),
     Column(key="esr_decode", heading="ESR decode", format=format_ratio, kind="ratio"),
@@ -122,5 +118,5 @@ def _guess_column(key: str, rows: Sequence[Mapping[str, Any]]) -> Column:
             if unit in key.split("_"):
                 return Column(key=key, heading=heading, format=form)
         is_whole = all(isinstance(value, int) for value in values)
-        return Column(key=key, heading=heading, format=format_count if is_whole else _format_three_digits)
+        return Column(key=key, heading=heading, format=format_count if is_whole else format_thousandths)
     return Column(key=key, heading=heading, format=format_text, kind="text")

@@ -15,6 +15,8 @@ from .units import (
     format_interval,
     format_ratio,
     format_text,
+    format_thousandths,
+    format_words,
     list_rows,
     to_number,
 )
@@ -40,7 +42,7 @@ def pivot_tasks(record: Record) -> tuple[list[Column], list[dict[str, Any]]]:
         Column(key="length", heading="Tokens", format=format_count),
         Column(key="n", heading="n", format=format_count),
         *(
-            Column(key=f"score {label}", heading=label.replace("_", " "), format=_format_score, kind="ratio")
+            Column(key=f"score {label}", heading=label.replace("_", " "), format=format_thousandths, kind="ratio")
             for label in labels
         ),
     ]
@@ -55,7 +57,7 @@ def pivot_tasks(record: Record) -> tuple[list[Column], list[dict[str, Any]]]:
 def render_eval_methods(record: Record) -> str:
     """One row a method: score and its share of dense with 95% intervals, sparsity of prefill and decoding, bytes."""
     columns = (
-        Column(key="label", heading="Method", format=_format_words),
+        Column(key="label", heading="Method", format=format_words),
         Column(key="decode", heading="Decode", format=format_text),
         Column(key="n", heading="n", format=format_count),
         Column(key="score_text", heading="Score", format=format_text),
@@ -92,11 +94,3 @@ def _join(row: Mapping[str, Any], key: str, low: str, high: str) -> str:
     if to_number(row.get(key)) is None:
         return MISSING
     return f"{format_decimal(row.get(key), 3)} {format_interval(row.get(low), row.get(high), 3)}"
-
-
-def _format_score(value: object) -> str:
-    return format_decimal(value, 3)
-
-
-def _format_words(value: object) -> str:
-    return format_text(value).replace("_", " ")

@@ -16,8 +16,11 @@ from .units import (
     format_percent,
     format_ratio,
     format_seconds,
+    format_tenths,
     format_text,
+    format_thousandths,
     format_verdict,
+    format_words,
     list_rows,
     to_number,
 )
@@ -72,7 +75,7 @@ def render_quality(record: Record) -> str:
         Column(key="kind", heading="Kind", format=format_text),
         Column(key="category", heading="Category", format=_format_text_or_blank),
         Column(key="n", heading="n", format=_format_count_or_blank),
-        *(Column(key=name, heading=name.replace("_", " ").capitalize(), format=_format_score) for name in asked),
+        *(Column(key=name, heading=name.replace("_", " ").capitalize(), format=format_thousandths) for name in asked),
         Column(key="msr", heading="MSR routed", format=format_ratio),
     )
     mastered = [row for row in rows if (to_number(row["dense"]) or 0.0) >= MASTERED_SCORE]
@@ -87,7 +90,7 @@ def render_quality(record: Record) -> str:
 def render_frontier(record: Record) -> str:
     """Every measured point of the frontier with its 95% intervals."""
     columns = (
-        Column(key="method", heading="Method", format=_format_words),
+        Column(key="method", heading="Method", format=format_words),
         Column(key="decode", heading="Decode", format=format_text),
         Column(key="target", heading="Target", format=format_ratio),
         Column(key="n", heading="n", format=format_count),
@@ -110,7 +113,7 @@ def render_frontier(record: Record) -> str:
 def render_quality_speed(record: Record) -> str:
     """A row a method: what it keeps of the dense score, and the speed-ups that its MSR gives a large model."""
     columns = (
-        Column(key="label", heading="Method", format=_format_words),
+        Column(key="label", heading="Method", format=format_words),
         Column(key="n", heading="n", format=format_count),
         Column(key="msr", heading="MSR", format=format_ratio),
         Column(key="esr_prefill", heading="ESR prefill", format=format_ratio),
@@ -133,8 +136,8 @@ def render_bench_cpu(record: Record) -> str:
         Column(key="dtype", heading="Type", format=format_text),
         Column(key="msr", heading="MSR", format=format_ratio),
         Column(key="visited_fraction", heading="Visited", format=_format_tenths_percent),
-        Column(key="dense_milliseconds", heading="SDPA ms", format=_format_tenths),
-        Column(key="milliseconds", heading="Elastic ms", format=_format_tenths),
+        Column(key="dense_milliseconds", heading="SDPA ms", format=format_tenths),
+        Column(key="milliseconds", heading="Elastic ms", format=format_tenths),
         Column(key="ratio", heading="Cost / ideal", format=format_ratio),
     )
     rows = []
@@ -155,11 +158,11 @@ def render_overhead(record: Record) -> str:
     """What attaching costs: prefill with all heads full over the base model's, and the router's share of it."""
     columns = (
         Column(key="tokens", heading="Tokens", format=format_count),
-        Column(key="dense_milliseconds", heading="Base ms", format=_format_tenths),
-        Column(key="full_milliseconds", heading="All heads full ms", format=_format_tenths),
+        Column(key="dense_milliseconds", heading="Base ms", format=format_tenths),
+        Column(key="full_milliseconds", heading="All heads full ms", format=format_tenths),
         Column(key="overhead_ratio", heading="Overhead", format=_format_tenths_percent),
-        Column(key="elastic_milliseconds", heading="Routed ms", format=_format_tenths),
-        Column(key="router_milliseconds", heading="Router ms", format=_format_tenths),
+        Column(key="elastic_milliseconds", heading="Routed ms", format=format_tenths),
+        Column(key="router_milliseconds", heading="Router ms", format=format_tenths),
         Column(key="router_ratio", heading="Router / base", format=_format_tenths_percent),
     )
     return render_markdown(columns, list_rows(record))
@@ -220,18 +223,6 @@ def _format_text_or_blank(value: object) -> str:
 
 def _format_verdict_or_text(value: object) -> str:
     return value if isinstance(value, str) else format_verdict(value)
-
-
-def _format_words(value: object) -> str:
-    return format_text(value).replace("_", " ")
-
-
-def _format_score(value: object) -> str:
-    return format_decimal(value, 3)
-
-
-def _format_tenths(value: object) -> str:
-    return format_decimal(value, 1)
 
 
 def _format_tenths_percent(value: object) -> str:

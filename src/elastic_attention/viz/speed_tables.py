@@ -13,7 +13,9 @@ from .units import (
     format_percent,
     format_ratio,
     format_seconds,
+    format_tenths,
     format_text,
+    format_thousandths,
     list_rows,
 )
 
@@ -66,7 +68,7 @@ def render_gpu_decode(record: Record) -> str:
         Column(key="batch", heading="Batch", format=format_count),
         Column(key="msr", heading="MSR", format=format_ratio),
         Column(key="kernel", heading="Kernel", format=format_text),
-        Column(key="microseconds", heading="µs", format=_format_tenths),
+        Column(key="microseconds", heading="µs", format=format_tenths),
         Column(key="terabytes_per_second", heading="TB/s", format=format_ratio),
         Column(key="read_share", heading="Of reading alone", format=format_percent),
         Column(key="speedup", heading="× FA3 flat", format=format_ratio),
@@ -87,7 +89,7 @@ def render_gpu_others(record: Record) -> str:
         Column(key="what", heading="What", format=format_text),
         Column(key="kernel", heading="Kernel", format=format_text),
         Column(key="value", heading="Measured", format=format_text),
-        Column(key="dense_ratio", heading="/ best dense", format=_format_thousandths),
+        Column(key="dense_ratio", heading="/ best dense", format=format_thousandths),
     )
     rows: list[Row] = []
     for row in list_rows(record, "launches"):
@@ -139,7 +141,7 @@ def render_model_batches(record: Record) -> str:
     columns = (
         *_MODEL_COLUMNS,
         Column(key="largest_batch", heading="Largest batch", format=format_count),
-        Column(key="tokens_per_second", heading="Tokens / s", format=_format_tenths),
+        Column(key="tokens_per_second", heading="Tokens / s", format=format_tenths),
         Column(key="peak_bytes", heading="Peak memory", format=format_bytes),
     )
     return render_markdown(columns, [_name_run(row) for row in list_rows(record, "batches")])
@@ -178,8 +180,8 @@ def render_route_agreement(record: Record) -> str:
         Column(key="agreement_given_routes", heading="Agree, given routes", format=_format_hundredths),
         Column(key="clear_ratio", heading="Clear", format=_format_hundredths),
         Column(key="differing_clear", heading="Clear ones that differ", format=format_count),
-        Column(key="largest_move", heading="Largest move of a margin", format=_format_thousandths),
-        Column(key="smallest_margin", heading="Smallest margin", format=_format_thousandths),
+        Column(key="largest_move", heading="Largest move of a margin", format=format_thousandths),
+        Column(key="smallest_margin", heading="Smallest margin", format=format_thousandths),
     )
     return render_markdown(columns, list_rows(record))
 
@@ -191,8 +193,8 @@ def render_vllm_engine(record: Record) -> str:
         Column(key="ttft stock", heading="TTFT, vLLM", format=format_seconds),
         Column(key="ttft elastic", heading="TTFT, elastic", format=format_seconds),
         Column(key="ttft_speedup", heading="×", format=format_ratio),
-        Column(key="rate stock", heading="Tokens / s, vLLM", format=_format_tenths),
-        Column(key="rate elastic", heading="Tokens / s, elastic", format=_format_tenths),
+        Column(key="rate stock", heading="Tokens / s, vLLM", format=format_tenths),
+        Column(key="rate elastic", heading="Tokens / s, elastic", format=format_tenths),
         Column(key="decode_speedup", heading="×", format=format_ratio),
     )
     cells: dict[tuple[int, int, int], Row] = {}
@@ -265,16 +267,8 @@ def _format_whole(value: object) -> str:
     return format_decimal(value, 0)
 
 
-def _format_tenths(value: object) -> str:
-    return format_decimal(value, 1)
-
-
 def _format_hundredths(value: object) -> str:
     return format_percent(value, 2)
-
-
-def _format_thousandths(value: object) -> str:
-    return format_decimal(value, 3)
 
 
 _MODEL_COLUMNS = (
@@ -292,7 +286,7 @@ _PREFILL_COLUMNS = (
 )
 _DECODE_COLUMNS = (
     Column(key="batch", heading="Batch", format=format_count),
-    Column(key="tokens_per_second", heading="Tokens / s", format=_format_tenths),
+    Column(key="tokens_per_second", heading="Tokens / s", format=format_tenths),
     Column(key="speedup", heading="× dense", format=format_ratio),
     Column(key="bound_share", heading="Of the bound", format=format_percent),
     Column(key="kv_bytes", heading="KV", format=format_bytes),

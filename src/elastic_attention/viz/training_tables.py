@@ -6,7 +6,15 @@ from typing import Any
 
 from .columns import Column
 from .markdown import render_markdown
-from .units import format_bytes, format_count, format_decimal, format_percent, format_ratio, format_text, list_rows
+from .units import (
+    format_bytes,
+    format_count,
+    format_percent,
+    format_ratio,
+    format_tenths,
+    format_text,
+    list_rows,
+)
 
 Record = Mapping[str, Any]
 Row = dict[str, Any]
@@ -55,10 +63,10 @@ def render_training_hours(record: Record) -> str:
         Column(key="again", heading="Runs again", format=format_text),
         Column(key="gpus", heading="GPUs measured", format=format_count),
         Column(key="sequence", heading="Sharing a pack", format=format_count),
-        Column(key="gpu_hours_24", heading="GPU hours, 24 packs a step", format=_format_tenths),
-        Column(key="hours_24", heading="On 8 GPUs", format=_format_tenths),
-        Column(key="gpu_hours_48", heading="GPU hours, 48 packs a step", format=_format_tenths),
-        Column(key="hours_48", heading="On 8 GPUs", format=_format_tenths),
+        Column(key="gpu_hours_24", heading="GPU hours, 24 packs a step", format=format_tenths),
+        Column(key="hours_24", heading="On 8 GPUs", format=format_tenths),
+        Column(key="gpu_hours_48", heading="GPU hours, 48 packs a step", format=format_tenths),
+        Column(key="hours_48", heading="On 8 GPUs", format=format_tenths),
     )
     return render_markdown(columns, ordered)
 
@@ -75,7 +83,3 @@ def _name(row: Row) -> Row:
         again += f", {row['layers'] - row['whole_layers']} of {row['layers']} layers"
     named = {"way": way, "again": again}
     return row | named | {"load": f"{_LOADS[row['load']]} × {row['tokens'] // 1024}K"}
-
-
-def _format_tenths(value: object) -> str:
-    return format_decimal(value, 1)

@@ -31,6 +31,16 @@ def format_decimal(value: object, digits: int) -> str:
     return MISSING if number is None else f"{number:,.{digits}f}"
 
 
+def format_tenths(value: object) -> str:
+    """A number with one digit after the point: `0.7`."""
+    return format_decimal(value, 1)
+
+
+def format_thousandths(value: object) -> str:
+    """A number with three digits after the point: `0.718`."""
+    return format_decimal(value, 3)
+
+
 def format_percent(value: object, digits: int = 0) -> str:
     """A ratio as per cent: `72%`."""
     number = to_number(value)
@@ -85,6 +95,11 @@ def format_text(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4g}" if math.isfinite(value) else MISSING
     return str(value)
+
+
+def format_words(value: object) -> str:
+    """A name as words: `all sparse` for `all_sparse`."""
+    return format_text(value).replace("_", " ")
 
 
 def format_commit(value: object) -> str:

@@ -22,7 +22,7 @@ from .wide import consume_wide
 # By the number of consumers: of the launch, of a consumer, of the producer. 64K registers are for 12 or 16 warps; the
 # producer gives most of its share to the consumers.
 REGISTERS = {2: (168, 232, 40), 3: (128, 160, 32)}
-STAGES = {2: 2, 3: 2}  # buffers for keys and for values
+STAGES = 2  # buffers for keys and for values each
 SORTED_HEADS = (32, 256)  # few sizes, because each is a kernel of its own and takes seconds to compile
 
 
@@ -163,8 +163,8 @@ def choose_shape(
     consumers = 3 if is_plain and head_dim == 64 and config.block_size == TILE else 2
     return Shape(
         head_dim=head_dim,
-        key_stages=STAGES[consumers],
-        value_stages=STAGES[consumers],
+        key_stages=STAGES,
+        value_stages=STAGES,
         has_edges=config.block_size % TILE != 0 or dense_rows is not None,
         is_ragged=spans is not None,
         is_packed=spans is not None and spans.is_packed,

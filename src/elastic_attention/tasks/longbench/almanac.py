@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from elastic_attention.errors import DataError
 from elastic_attention.tasks.corpora import load_corpora
@@ -19,7 +20,7 @@ from elastic_attention.tasks.longbench import almanac_tasks as own
 from elastic_attention.tasks.longbench.metrics import METRICS
 from elastic_attention.tasks.registry import make_sample
 from elastic_attention.tasks.sample import Sample, Tokenizer
-from elastic_attention.tasks.suite import Answer, Skipped, SuiteSample, render_prompt
+from elastic_attention.tasks.suite import Answer, Skipped, SuiteSample, make_or_skip, render_prompt
 from elastic_attention.tasks.summaries import make_module_lines, make_overviews
 from elastic_attention.tasks.vocabulary import CLASSES
 
@@ -77,10 +78,8 @@ class AlmanacSuite(CorporaSuite):
     ) -> Iterator[SuiteSample | Skipped]:
         """Samples that fill `length` tokens with prompt and answer."""
         for index in indexes:
-            try:
-                yield self._build_sample(task, index, length, seed, tokenizer)
-            except (DataError, ValueError) as error:
-                yield Skipped(task=task, index=index, length=length, reason=f"{task}: {error}")
+            make = partial(self._build_sample, task, index, length, seed, tokenizer)
+            yield make_or_skip(make, task=task, index=index, length=length)
 
     def score(self, answer: Answer, sample: SuiteSample) -> float:
         """LongBench's metric of the task."""

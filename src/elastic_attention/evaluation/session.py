@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -182,9 +183,9 @@ def _load(name: str, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any
         with quiet_transformers():
             return load_model(path, dtype=str(dtype).removeprefix("torch."), device=str(device))
     except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = " ".join(str(error).split())
+        reason = textwrap.shorten(str(error), 200, placeholder=" …").rstrip(".")
         raise ElasticAttentionError(
-            f"Cannot load the model {name!r}: {reason[:200].rstrip('.')}. Name a folder with a safetensors checkpoint, "
+            f"Cannot load the model {name!r}: {reason}. Name a folder with a safetensors checkpoint, "
             "a hub id, or 'smollm2'."
         ) from error
 

@@ -23,6 +23,7 @@ Record = Mapping[str, Any]
 Row = dict[str, Any]
 
 RATIOS = (0.0, 0.25, 0.5, 0.75, 1.0)
+_ATTENTION = ("model", "tokens", "kernel", "pair", "density")
 _DECODE_WAYS = {"plain": "launched one by one", "replayed": "one CUDA graph"}
 
 
@@ -117,8 +118,10 @@ def render_model_prefill(record: Record) -> str:
 
 
 def render_model_prefill_short(record: Record) -> str:
-    """The same for the model and the length that were measured in most ways."""
-    rows = sorted(_pick_fullest(list_rows(record), ("model", "tokens")), key=_order_run)
+    """The same for the model and the length that were measured with most attentions, whatever the MSR."""
+    attentions = {tuple(row.get(key) for key in _ATTENTION): row for row in list_rows(record)}
+    shapes = {(row["model"], row["tokens"]) for row in _pick_fullest([*attentions.values()], ("model", "tokens"))}
+    rows = sorted((row for row in list_rows(record) if (row["model"], row["tokens"]) in shapes), key=_order_run)
     return render_markdown((*_MODEL_COLUMNS[1:], *_PREFILL_COLUMNS), [_name_run(row) for row in rows])
 
 

@@ -87,8 +87,9 @@ def fill(draw: Draw, units: Iterator[str], num_tokens: int) -> Passage:
     """Units until `num_tokens` are reached; the last one is cut at a word."""
     passage, left, counts = Passage(), num_tokens, dict[str, int]()
     for unit in units:
-        count = counts.setdefault(unit, 0) or len(encode(unit, draw.tokenizer))
-        counts[unit] = count
+        if unit not in counts:
+            counts[unit] = len(encode(unit, draw.tokenizer))
+        count = counts[unit]
         if count >= left:
             words = unit.split(" ")
             passage.units.append(" ".join(words[: int(len(words) * left / count)]))

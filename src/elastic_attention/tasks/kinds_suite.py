@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 
 from elastic_attention.tasks.corpora import load_corpora
 from elastic_attention.tasks.corpora_suite import CorporaSuite, with_marks
@@ -39,9 +38,7 @@ class KindsSuite(CorporaSuite):
     ) -> Iterator[SuiteSample | Skipped]:
         """The same samples that `generate` makes for these arguments."""
         tokenizer = with_marks(tokenizer)
-        for index in indexes:
-            make = partial(self._build_sample, task, index, length, seed, tokenizer)
-            yield make_or_skip(make, task=task, index=index, length=length)
+        return make_or_skip(self._build_sample, task, indexes, length=length, seed=seed, tokenizer=tokenizer)
 
     def score(self, answer: Answer, sample: SuiteSample) -> float:
         """1 or 0 for exact kinds, else the share of right tokens."""

@@ -147,12 +147,23 @@ class Suite(Protocol):
         """The official score of an answer, in [0, 1]; an empty answer has a score as well."""
 
 
-def make_or_skip(make: Callable[[], SuiteSample], *, task: str, index: int, length: int) -> SuiteSample | Skipped:
-    """What `make` gives, or the reason why the data cannot give it."""
-    try:
-        return make()
-    except DataError as error:
-        return Skipped(task=task, index=index, length=length, reason=str(error))
+def make_or_skip(
+    make: Callable[[str, int, int, int, Tokenizer], SuiteSample],
+    task: str,
+    indexes: Sequence[int],
+    *,
+    length: int,
+    seed: int,
+    tokenizer: Tokenizer,
+) -> Iterator[SuiteSample | Skipped]:
+    """What `make(task, index, length, seed, tokenizer)` gives, or the reason why the data cannot give it."""
+    for index in indexes:
+        made: SuiteSample | Skipped
+        try:
+            made = make(task, index, length, seed, tokenizer)
+        except DataError as error:
+            made = Skipped(task=task, index=index, length=length, reason=str(error))
+        yield made
 
 
 def render_prompt(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterator, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from inspect import cleandoc
 from pathlib import Path
 
@@ -52,9 +52,7 @@ class EverydaySuite(CorporaSuite):
         self, task: str, indexes: Sequence[int], *, length: int, seed: int, tokenizer: Tokenizer
     ) -> Iterator[SuiteSample | Skipped]:
         """Samples as long as `length` allows: one more unit of haystack would not fit. Wordings take turns."""
-        for index in indexes:
-            make = partial(self._build_sample, task, index, length, seed, tokenizer)
-            yield make_or_skip(make, task=task, index=index, length=length)
+        return make_or_skip(self._build_sample, task, indexes, length=length, seed=seed, tokenizer=tokenizer)
 
     def score(self, answer: Answer, sample: SuiteSample) -> float:
         """1 if the fact's answer stands in what the model said."""

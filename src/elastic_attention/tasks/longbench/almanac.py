@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from elastic_attention.errors import DataError
 from elastic_attention.tasks.corpora import load_corpora
@@ -77,9 +76,7 @@ class AlmanacSuite(CorporaSuite):
         self, task: str, indexes: Sequence[int], *, length: int, seed: int, tokenizer: Tokenizer
     ) -> Iterator[SuiteSample | Skipped]:
         """Samples that fill `length` tokens with prompt and answer."""
-        for index in indexes:
-            make = partial(self._build_sample, task, index, length, seed, tokenizer)
-            yield make_or_skip(make, task=task, index=index, length=length)
+        return make_or_skip(self._build_sample, task, indexes, length=length, seed=seed, tokenizer=tokenizer)
 
     def score(self, answer: Answer, sample: SuiteSample) -> float:
         """LongBench's metric of the task."""

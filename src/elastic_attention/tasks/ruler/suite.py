@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -126,9 +125,7 @@ class RulerSuite:
         self, task: str, indexes: Sequence[int], *, length: int, seed: int, tokenizer: Tokenizer
     ) -> Iterator[SuiteSample | Skipped]:
         """Samples as long as `length` allows: one more unit of haystack would not fit."""
-        for index in indexes:
-            make = partial(self._build_sample, task, index, length, seed, tokenizer)
-            yield make_or_skip(make, task=task, index=index, length=length)
+        return make_or_skip(self._build_sample, task, indexes, length=length, seed=seed, tokenizer=tokenizer)
 
     def score(self, answer: Answer, sample: SuiteSample) -> float:
         """Share of references in the answer; for questions whether any is."""

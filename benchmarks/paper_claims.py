@@ -16,6 +16,7 @@ from paper_rules import (
     judge_baselines,
     judge_budget,
     judge_decode,
+    judge_exchange,
     judge_head_maps,
     judge_kinds,
     judge_layer_routing,
@@ -68,7 +69,11 @@ class Training:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
-    """Who answers, under which name; `method` is a word of `METHODS`."""
+    """Who answers, under which name; `method` is a word of `METHODS`.
+
+    Attributes:
+        has_triangle: sparse heads are asked with the triangle of the streaming pattern that they were trained with.
+    """
 
     name: str
     method: str = "routed"
@@ -76,6 +81,7 @@ class Entry:
     seeds: int = 1
     decode: str = "sparse"
     budget: float = 0.0
+    has_triangle: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -304,5 +310,12 @@ CLAIMS: dict[str, Claim] = {
         suites=SPOKEN,
         entries=(DENSE, ONE, Entry(name="fa_ssa_full", training=SSA, decode="full")),
         judge=judge_decode,
+    ),
+    "exchange": Claim(
+        title="Routers of streaming heads gain when the prompt's last queries read everything",
+        paper="not in the papers",
+        rule="trained with FA-SSA and asked with FA-TA: above FA-SSA, and >= .98 of dense",
+        entries=(DENSE, ONE, Entry(name="fa_ta", training=SSA, has_triangle=True)),
+        judge=judge_exchange,
     ),
 }

@@ -19,6 +19,7 @@ from paper_recipes import Scale, adapt_recipe, digest_files
 from paper_samples import KeptSuite
 from paper_sharing import Busy, hold
 from paper_statistics import Seeds, estimate, is_robust, is_sensitive, pick
+from pattern_exchange import exchange_pattern
 
 from elastic_attention import ElasticConfig
 from elastic_attention.config import StreamingConfig
@@ -136,8 +137,10 @@ class Lab:
 
     def plan(self, entry: Entry, seed: int, suite: Suite, found: dict[str, Seeds]) -> EvalPlan:
         """The questions of one entry and seed; trains first what is missing."""
-        folder = None if entry.training is None else str(self.train(entry, seed, found))
-        method = settle_method(Method(name=entry.method, folder=folder, decode=entry.decode))
+        folder = None if entry.training is None else self.train(entry, seed, found)
+        if folder and entry.has_triangle:
+            folder = exchange_pattern(folder, folder.parent.with_name(f"{folder.parent.name}-triangle") / "adapter")
+        method = settle_method(Method(name=entry.method, folder=folder and str(folder), decode=entry.decode))
         tasks = RULER_TASKS if suite.name == "ruler" else suite.tasks
         return StudyPlan(
             tasks=tuple(task for task in tasks if task not in LEFT_OUT.get(suite.name, ())),

@@ -69,10 +69,10 @@ SCALES = {
     "qwen2.5-coder": Scale(
         name="coder",
         recipe="qwen2.5-coder-head-router.toml",
-        lengths={"mixture": (4096, 16_384, 32_000), "ruler": (4096, 16_384, 32_768), "almanac": (4096, 16_384, 32_768)},
-        samples={"mixture": 6, "ruler": 6, "almanac": 6},
+        lengths={"mixture": (4096, 16_384, 30_000), "ruler": (4096, 16_384, 32_768), "almanac": (4096, 16_384, 32_768)},
+        samples={"mixture": 12, "ruler": 8, "almanac": 6},
         short=8192,
-        steps=100,
+        steps=150,
         step_tokens=65_536,
         training_rate=60_000,
         reading_rate=200_000,

@@ -295,3 +295,11 @@ def judge_decode(found: Found) -> list[Check]:
         )
         for kind, test in (("sensitive", is_sensitive), ("robust", is_robust))
     ]
+
+
+def judge_exchange(found: Found) -> list[Check]:
+    """Not in the papers: the triangle in place of the streaming pattern, without training."""
+    return [
+        Check(text="FA-TA is above FA-SSA", estimate=found.difference("fa_ta", "fa_ssa"), at_least=ABOVE),
+        Check(text="FA-TA keeps .98 of dense", estimate=found.ratio("fa_ta"), at_least=0.98),
+    ]

@@ -16,6 +16,7 @@ from paper_sharing import Busy, hold
 from paper_statistics import ROBUST
 
 from elastic_attention import ElasticConfig, StreamingConfig
+from elastic_attention.config import TriangleConfig
 from elastic_attention.errors import ElasticAttentionError
 from elastic_attention.evaluation.answer_log import Line
 from elastic_attention.evaluation.methods import Method, settle_method
@@ -24,7 +25,15 @@ from elastic_attention.evaluation.retrieval_heads import rank_retrieval_heads, s
 from elastic_attention.evaluation.runner import RUN_FILE, find_lines, run_plan
 from elastic_attention.evaluation.session import Base
 from elastic_attention.evaluation.suite_run import digest_adapter, fingerprint_weights, hush_transformers
-from elastic_attention.models.checkpoint import CONFIG_FILE, STATIC_FILE, read_static_routes
+from elastic_attention.models.checkpoint import (
+    CONFIG_FILE,
+    STATIC_FILE,
+    load_adapter,
+    read_static_routes,
+    save_adapter,
+)
+from elastic_attention.models.families import describe_model
+from elastic_attention.models.pretrained import find_pretrained
 from elastic_attention.tasks import KINDS, load_corpora
 from elastic_attention.training.recipe import Recipe
 from elastic_attention.training.trainer import train
@@ -46,6 +55,9 @@ class Contestant:
         recipe: trains its adapter or mask; None for what is given, needs nothing, or is ranked (retrieval heads).
         like: label of the routers whose MSR its mask is cut at; "" for what is no mask.
         place: where the mask has that MSR, over the "suite" or on each sensitive "kind".
+        budget: `Handle.budget` of routers; 0 is what training found.
+        last_queries: its routers are those that are given, with a triangle of so many last queries in place of their
+            sink and window, for which they were not trained; 0 leaves them as they are.
     """
 
     method: Method
@@ -53,6 +65,8 @@ class Contestant:
     recipe: Recipe | None = None
     like: str = ""
     place: str = "suite"
+    budget: float = 0.0
+    last_queries: int = 0
 
 
 def is_saved(folder: Path) -> bool:
@@ -65,7 +79,7 @@ class Study:
     """The model, its questions, and the folder where adapters and answers lie.
 
     Attributes:
-        deadline: of `time.monotonic`; past it `TimeUp` is raised between two batches.
+        deadline: of `time.monotonic`; past it nobody is trained or asked, and what is on the disk is still read.
         routers: adapter of "routed" without a folder of its own; None takes those that ship.
         answers, methods: all lines so far, and who gave them, by label of the method.
         cuts: labels of the masks of one name that were cut at the MSR of one router, by (router, name, place).
@@ -87,29 +101,38 @@ class Study:
     cuts: dict[tuple[str, str, str], list[str]] = field(default_factory=dict)
     awaited: set[Path] = field(default_factory=set)
 
-    def take_all(self, contestants: Sequence[Contestant]) -> None:
-        """Always the first one that can answer and that no other process asks, until everybody has answered.
+    def take_all(self, contestants: Sequence[Contestant]) -> bool:
+        """Always the first one that can answer and that no other process asks, until everybody has or time is up.
 
-        Raises:
-            TimeUp: past the deadline.
+        Returns:
+            Has everybody answered?
         """
-        waiting = list(contestants)
+        waiting, is_complete = list(contestants), True
         while waiting:
             for contestant in waiting:
-                self.check_time()
                 try:
                     for method, kinds in self.settle(contestant):
-                        self.ask(method, kinds, contestant.samples)
+                        self.ask(method, kinds, contestant.samples, contestant.budget)
                 except Busy:
                     continue
+                except TimeUp:
+                    is_complete = False
                 waiting.remove(contestant)
                 break
             else:
+                if self.is_late:
+                    return False
                 time.sleep(1)
+        return is_complete
+
+    @property
+    def is_late(self) -> bool:
+        """Are the minutes used up?"""
+        return time.monotonic() >= self.deadline
 
     def check_time(self, label: str = "") -> None:
         """Raise TimeUp past the deadline."""
-        if time.monotonic() >= self.deadline:
+        if self.is_late:
             raise TimeUp
 
     def settle(self, contestant: Contestant) -> list[tuple[Method, tuple[str, ...]]]:
@@ -142,10 +165,31 @@ class Study:
                     print(f"{contestant.method.label}: waits for an adapter in {folder}", flush=True)
                     self.awaited.add(folder)
                 raise Busy(f"{folder} is not there yet")
-            return folder
+            if not contestant.last_queries:
+                return folder
+        if contestant.last_queries:
+            given = contestant.method.folder or self.routers or find_pretrained(describe_model(self.base.model)[0])
+            return self.exchange_pattern(Path(given), contestant.last_queries)
         if contestant.recipe is not None:
             return self.train(contestant)
         return self.rank() if contestant.like else None
+
+    def exchange_pattern(self, routers: Path, last_queries: int) -> Path:
+        """The routers with a triangle in place of sink and window of the same sizes, made unless it is there."""
+        folder = self.output / "exchanged" / f"triangle-{last_queries}"
+        with hold(folder):
+            if not is_saved(folder):
+                config, stack = load_adapter(routers)
+                streaming = config.sparse_pattern
+                assert isinstance(streaming, StreamingConfig)
+                triangle = TriangleConfig(
+                    num_sink_tokens=streaming.num_sink_tokens,
+                    local_window=streaming.local_window,
+                    block_size=streaming.block_size,
+                    num_last_queries=last_queries,
+                )
+                save_adapter(folder, replace(config, sparse_pattern=triangle), stack)
+        return folder
 
     def train(self, contestant: Contestant) -> Path:
         """The adapter of a contestant; trained, unless it is there."""
@@ -154,6 +198,7 @@ class Study:
         folder = self.output / "trained" / (method.name if contestant.like else method.label)
         with hold(folder):
             if not is_saved(folder / "adapter"):
+                self.check_time()
                 left, base = self.deadline - time.monotonic(), self.base
                 found = train(recipe, folder, max_seconds=left, model=base.model, tokenizer=base.tokenizer)
                 if not found["is_finished"]:
@@ -166,6 +211,7 @@ class Study:
         folder = self.output / "trained" / "retrieval_heads"
         with hold(folder):
             if not is_saved(folder):
+                self.check_time()
                 model, pattern = self.base.model, ElasticConfig.for_model(self.base.model).sparse_pattern
                 assert isinstance(pattern, StreamingConfig)  # what `for_model` takes by default
                 scores = rank_retrieval_heads(
@@ -226,7 +272,7 @@ class Study:
             batch_tokens=self.batch_tokens,
         )
 
-    def ask(self, method: Method, kinds: tuple[str, ...], samples: int) -> None:
+    def ask(self, method: Method, kinds: tuple[str, ...], samples: int, budget: float = 0.0) -> None:
         """Ask a method what it has not answered; processes share the kinds.
 
         Raises:
@@ -243,7 +289,7 @@ class Study:
             try:
                 with hold(folder):
                     self._check_routers(folder, method)
-                    lines += find_lines(plan, self.suite, folder) or self._run(plan, folder, method)
+                    lines += find_lines(plan, self.suite, folder) or self._run(plan, folder, method, budget)
             except Busy:
                 busy.append(kind)
         if busy:
@@ -252,13 +298,16 @@ class Study:
         score, msr = (sum(getattr(x, key) for x in lines) / len(lines) for key in ("score", "msr"))
         print(f"{method.label}: {score:.3f} at MSR {msr:.3f}", flush=True)
 
-    def _run(self, plan: EvalPlan, folder: Path, method: Method) -> list[Line]:
+    def _run(self, plan: EvalPlan, folder: Path, method: Method, budget: float) -> list[Line]:
+        self.check_time()
         identity: dict[str, Any] = {
             "model": self.base.describe(),
             "weights": fingerprint_weights(self.base.model),
         }
         if adapter := self._digest(method):
             identity["adapter"] = adapter
+        if budget:
+            identity["budget"] = budget
         with hush_transformers():
             self.suite.prepare(self.plan([method], self.suite.tasks, self.samples), self.base.tokenizer, self.workers)
             lines = run_plan(
@@ -269,6 +318,7 @@ class Study:
                 folder,
                 identity=identity,
                 routers=self.routers,
+                budget=budget,
                 advance=self.check_time,
             )
         assert lines is not None  # one shard is the whole run

@@ -4,10 +4,14 @@
 
 Masks are trained by the same trainer, for the same steps on the same data, and everybody answers the same held-out
 samples through the runner of `elastic-attn eval`. Masks are cut at the MSR of the routers over the suite, and once more
-at the one on each sensitive kind. Adapters and answers stay in --output, so a run that was stopped goes on; processes
-with the same command share the work, also with a training that has yet to write the adapters of `--routers` and
-`--fa-xa`: masks are trained meanwhile, and each process says once what it waits for. `--max-minutes` ends the waiting
-too; the record says whether it is complete.
+at the one on each sensitive kind. Budgets make the same routers more or less sparse, each beside a mask cut at the MSR
+that it gives. They are also asked with a triangle in place of their window (`fa_ta`), for which they were not trained.
+
+Adapters and answers stay in --output, so a run that was stopped goes on; processes with the same command share the
+work, also with a training that has yet to write the adapters of `--routers` and `--fa-xa`: masks are trained meanwhile,
+and each process says once what it waits for. Past `--max-minutes` nobody is trained or asked, and the record holds what
+is answered and says whether that is all. So several computers can share a study: copy what lies in their --output into
+one folder, and run the command there with `--max-minutes 0`.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ from typing import Any
 from paper_recipes import LEARNING_RATES
 from paper_samples import KeptSuite
 from paper_statistics import estimate, is_robust, is_sensitive, pick
-from quality_study import Contestant, Study, TimeUp
+from quality_study import Contestant, Study
 
 from elastic_attention.config import XAttentionConfig
 from elastic_attention.evaluation.answer_log import Line
@@ -35,12 +39,13 @@ from elastic_attention.tasks.suite import open_suite
 from elastic_attention.training.recipe import Interval, Recipe, load_recipe
 
 ROOT = Path(__file__).parent.parent
-TARGETS = (0.6, 0.7, 0.8, 0.9, 0.95)
+BUDGETS = (-4.0, -2.0, 1.0, 2.0)
 LENGTHS = (2048, 4096, 8000)
+# Columns of texts, which answers that have travelled may lack.
+UNREAD = ("cut", "empty")
 MASTERED = 0.5
 # Methods with one mask for all inputs, by the source that trains them; retrieval heads are ranked.
-MASKS = {"static": "static", "prulong": "hard_concrete", "duo_attention": "alpha", "retrieval_heads": ""}
-OTHER_ROUTERS = {"xa_ssa": "head_router", "flux": "layer_router"}
+MASKS = {"duo_attention": "alpha", "static": "static", "prulong": "hard_concrete", "retrieval_heads": ""}
 KIND_GROUPS: dict[str, Callable[[Line], bool]] = {
     "all": lambda line: True,
     "sensitive": is_sensitive,
@@ -49,40 +54,27 @@ KIND_GROUPS: dict[str, Callable[[Line], bool]] = {
 Row = dict[str, Any]
 
 
-def change_source(recipe: Recipe, source: str, steps: int) -> Recipe:
-    """The recipe with another source of routes, its learning rate and number of steps."""
-    rate = LEARNING_RATES.get(source, recipe.optimizer.learning_rate)
+def learn_mask(recipe: Recipe, source: str, target: float) -> Recipe:
+    """The recipe with one mask for all inputs in place of routers: its learning rate, and one MSR for all kinds."""
     return dataclasses.replace(
         recipe,
         routes=dataclasses.replace(recipe.routes, source=source),
-        optimizer=dataclasses.replace(recipe.optimizer, learning_rate=rate),
-        steps=steps,
+        optimizer=dataclasses.replace(recipe.optimizer, learning_rate=LEARNING_RATES[source]),
+        intervals={category: Interval(low=target, high=target) for category in recipe.intervals},
         validate_every=0,
         checkpoint_every=20,
     )
 
 
-def aim_at(recipe: Recipe, target: float, source: str, steps: int) -> Recipe:
-    """`change_source` with `target` in the middle of its intervals: of routers, robust kinds above and others below."""
-    if source in LEARNING_RATES:
-        intervals = {c: Interval(low=target, high=target) for c in recipe.intervals}
-    else:
-        intervals = {
-            "sensitive": Interval(low=target - 0.10, high=target - 0.05),
-            "robust": Interval(low=min(target + 0.05, 1.0), high=min(target + 0.10, 1.0)),
-        }
-    return dataclasses.replace(change_source(recipe, source, steps), intervals=intervals)
-
-
 def list_contestants(recipe: Recipe, options: argparse.Namespace) -> list[Contestant]:
-    """Who is asked what beside `list_short_trainings`, the most important first."""
+    """Who is asked what, the most important first."""
     msr, whole, few = options.aim, options.samples, min(options.few_samples, options.samples)
     masks = {
         place: [
             Contestant(
                 method=Method(name=name, note="kind-routed" if place == "kind" else ""),
                 samples=whole,
-                recipe=aim_at(recipe, msr, source, recipe.steps) if source else None,
+                recipe=learn_mask(recipe, source, msr) if source else None,
                 like="routed",
                 place=place,
             )
@@ -92,35 +84,37 @@ def list_contestants(recipe: Recipe, options: argparse.Namespace) -> list[Contes
     }
     sparse = Contestant(method=Method(name="fa_xa", folder=options.fa_xa), samples=whole)
     if not options.fa_xa:
-        trained = dataclasses.replace(change_source(recipe, "head_router", recipe.steps), pattern=XAttentionConfig())
+        trained = dataclasses.replace(recipe, pattern=XAttentionConfig(), validate_every=0, checkpoint_every=20)
         sparse = dataclasses.replace(sparse, recipe=trained)
     return [
         Contestant(method=Method(name="dense"), samples=whole),
         Contestant(method=Method(name="routed", folder=options.routers), samples=whole),
-        *masks["suite"],
         sparse,
+        *masks["suite"],
         *masks["kind"],
+        Contestant(method=Method(name="routed", folder=options.routers, decode="full", note="full"), samples=few),
+        Contestant(
+            method=Method(name="fa_ta", folder=options.routers, note="exchanged"), samples=whole, last_queries=128
+        ),
+        *list_frontier(recipe, options),
         Contestant(method=Method(name="all_sparse"), samples=whole),
         Contestant(method=Method(name="random", target=msr), samples=whole),
-        Contestant(method=Method(name="routed", folder=options.routers, decode="full", note="full"), samples=few),
         *(Contestant(method=Method(name=name), samples=few) for name in ("xattention", "triangle_mix")),
     ]
 
 
-def list_short_trainings(recipe: Recipe, options: argparse.Namespace) -> list[Contestant]:
-    """Routers and masks that aim at other sparsities (the frontier), then routers of another pair or granularity."""
-    few = min(options.few_samples, options.samples)
-    rows = []
-    small = pack_steps(recipe, options.frontier_tokens, options.frontier_tokens)
-    for target in options.targets:
-        for name, source in (("routed", "head_router"), ("static", "static")):
-            aimed = aim_at(small, target, source, options.frontier_steps)
-            rows.append(Contestant(method=Method(name=name, target=target, note="frontier"), recipe=aimed, samples=few))
-    for name, source in OTHER_ROUTERS.items():
-        trained = change_source(recipe, source, options.short_steps)
-        if name == "xa_ssa":
-            trained = dataclasses.replace(trained, full_pattern=XAttentionConfig())
-        rows.append(Contestant(method=Method(name=name), recipe=trained, samples=few))
+def list_frontier(recipe: Recipe, options: argparse.Namespace) -> list[Contestant]:
+    """The routers with other budgets, and sampled logits cut at the MSR that each of them has over the suite."""
+    few, rows = min(options.few_samples, options.samples), []
+    for budget in options.budgets:
+        method = Method(name="routed", folder=options.routers, note=f"budget{budget:+g}")
+        mask = Contestant(
+            method=Method(name="static", note="frontier"),
+            samples=few,
+            recipe=learn_mask(recipe, "static", options.aim),
+            like=method.label,
+        )
+        rows += [Contestant(method=method, samples=few, budget=budget), mask]
     return rows
 
 
@@ -172,7 +166,7 @@ def summarize(study: Study, samples: int) -> Row:
     counted = [line for found in lines.values() for line in found if line.task in mastered]
     found = summarize_run(study.plan(asked, study.suite.tasks, samples), study.suite, counted)
     return {
-        "rows": found["rows"],
+        "rows": [{key: value for key, value in row.items() if key not in UNREAD} for row in found["rows"]],
         "by_kind": by_kind,
         "mastered": mastered,
         "gains": compare_scores(study, mastered),
@@ -196,12 +190,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--few-samples", type=int, default=120, help="of each kind, for what nobody's verdict rests on")
     parser.add_argument("--lengths", type=int, nargs="+", default=list(LENGTHS), help="tokens of the prompts")
     parser.add_argument("--steps", type=int, help="of the masks, and of FA-XA where it is trained here")
-    parser.add_argument("--short-steps", type=int, default=160, help="of routers with other patterns or granularity")
-    parser.add_argument("--frontier-steps", type=int, default=60, help="of each point of the frontier")
-    parser.add_argument("--frontier-tokens", type=int, default=32_768, help="tokens of such a step")
     parser.add_argument("--pack-tokens", type=int, help="of a pack; steps keep their tokens. Default: the recipe's")
     parser.add_argument("--aim", type=float, default=0.77, help="MSR that masks train for; cut at the routers' own")
-    parser.add_argument("--targets", type=float, nargs="*", default=list(TARGETS))
+    parser.add_argument("--budgets", type=float, nargs="*", default=list(BUDGETS), help="of routers on the frontier")
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--batch-tokens", type=int)
     parser.add_argument("--max-minutes", type=float, default=1e9)
@@ -225,11 +216,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         batch_tokens=options.batch_tokens or BATCH_TOKENS[base.device.type],
         deadline=began + options.max_minutes * 60,
     )
-    is_complete = True
-    try:
-        study.take_all(list_contestants(recipe, options) + list_short_trainings(recipe, options))
-    except TimeUp:
-        is_complete = False
+    is_complete = study.take_all(list_contestants(recipe, options))
+    if not is_complete:
         print("Stopped in time; run the same command again to go on.", flush=True)
     if "dense" not in study.answers:
         return
@@ -242,8 +230,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "samples": options.samples,
             "aim": options.aim,
             "steps": recipe.steps,
-            "short_steps": options.short_steps,
-            "frontier_steps": options.frontier_steps,
+            "few_samples": options.few_samples,
+            "budgets": options.budgets,
         },
         model=recipe.model,
         data={"suite": study.suite.name, **study.suite.describe()},
@@ -251,7 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         seed=1,
         n=len({line.key[1:] for lines in study.answers.values() for line in lines}),
         metrics=summarize(study, options.samples) | {"is_complete": is_complete},
-        seconds=time.monotonic() - began,
+        seconds=sum(line.seconds for lines in study.answers.values() for line in lines),
         bytes=measure_peak_bytes(base.device),
     )
     write_record(options.record, record)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -27,6 +28,25 @@ class Spans:
     is_packed: bool
     max_query_length: int
     is_whole: bool = False
+
+
+def pack_whole(length: Tensor, longest: int) -> Spans:
+    """Spans of whole sequences that follow each other in one row without a gap.
+
+    Args:
+        length: (sequences,) int32, tokens of each.
+        longest: the largest of them, which the host knows.
+    """
+    start = length.cumsum(0, dtype=torch.int32) - length
+    return Spans(
+        query_start=start,
+        query_length=length,
+        key_start=start,
+        key_length=length,
+        is_packed=True,
+        max_query_length=longest,
+        is_whole=True,
+    )
 
 
 def list_spans(spans: Spans | None, q: Tensor, k: Tensor) -> Iterator[tuple[int, int, slice, slice]]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UnsupportedModel
-from ..kernels.spans import Spans
+from ..kernels.spans import Spans, pack_whole
 
 MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """(batch, head, query, key) indices -> bool, may this query read this key? As transformers writes masks."""
@@ -47,17 +47,5 @@ def number_sequences(mask_function: MaskFunction, *, length: int, device: torch.
 def span_sequences(numbers: Tensor) -> tuple[Spans, list[int]]:
     """Where the sequences lie that `number_sequences` found, and how long each is."""
     length = torch.bincount(numbers[0]).to(torch.int32)
-    start = (length.cumsum(0) - length).to(torch.int32)
     lengths = length.tolist()
-    return (
-        Spans(
-            query_start=start,
-            query_length=length,
-            key_start=start,
-            key_length=length,
-            is_packed=True,
-            max_query_length=max(lengths),
-            is_whole=True,
-        ),
-        lengths,
-    )
+    return pack_whole(length, max(lengths)), lengths

@@ -8,11 +8,9 @@ from typing import Any
 from .columns import Column
 from .markdown import escape_markdown, render_markdown
 from .units import (
-    MISSING,
     format_bytes,
     format_count,
-    format_decimal,
-    format_interval,
+    format_estimate,
     format_ratio,
     format_text,
     format_thousandths,
@@ -72,8 +70,10 @@ def render_eval_methods(record: Record) -> str:
         {
             **row,
             "decode": None if row.get("method") == "dense" else row.get("decode"),
-            "score_text": _join(row, "score", "score_low", "score_high"),
-            "relative_text": _join(row, "relative_score", "relative_low", "relative_high"),
+            "score_text": format_estimate(row["score"], row.get("score_low"), row.get("score_high")),
+            "relative_text": format_estimate(
+                row.get("relative_score"), row.get("relative_low"), row.get("relative_high")
+            ),
         }
         for row in list_rows(record)
     ]
@@ -88,9 +88,3 @@ def _list_stand_ins(record: Record) -> str:
     said = "; ".join(f"{', '.join(tasks)}: {name}" for name, tasks in by_name.items())
     note = escape_markdown(f"* data that stands in for the official source: {said}")
     return f"\n\n<sub>{note}</sub>" if said else ""
-
-
-def _join(row: Mapping[str, Any], key: str, low: str, high: str) -> str:
-    if to_number(row.get(key)) is None:
-        return MISSING
-    return f"{format_decimal(row.get(key), 3)} {format_interval(row.get(low), row.get(high), 3)}"

@@ -5,7 +5,7 @@ from typing import Any
 
 from .columns import Column
 from .markdown import render_markdown
-from .units import MISSING, format_count, format_decimal, format_interval, format_ratio, format_text, list_rows
+from .units import MISSING, format_count, format_estimate, format_ratio, format_text, list_rows
 
 KINDS = ("sensitive", "robust", "all")
 
@@ -25,7 +25,7 @@ def render_gains(record: Mapping[str, Any]) -> str:
     for gain in list_rows(record, "gains"):
         names = {"router": gain["router"], "mask": gain["mask"], "place": f"on the {gain['same_msr_on']}"}
         row = rows.setdefault(tuple(names.values()), names | dict.fromkeys(KINDS, MISSING))
-        row[gain["kinds"]] = f"{format_decimal(gain['value'], 3)} {format_interval(gain['low'], gain['high'], 3)}"
+        row[gain["kinds"]] = format_estimate(gain["value"], gain["low"], gain["high"])
         if gain["kinds"] == "sensitive":
             row |= {key: gain[key] for key in ("n", "msr_router", "msr_mask")}
     return render_markdown(columns, list(rows.values()))

@@ -5,7 +5,7 @@ from typing import Any
 
 from .columns import Column
 from .markdown import render_markdown
-from .units import MISSING, format_count, format_decimal, format_interval, format_text, list_rows, to_number
+from .units import MISSING, format_count, format_estimate, format_text, list_rows, to_number
 
 Record = Mapping[str, Any]
 
@@ -39,7 +39,12 @@ def render_checks(record: Record) -> str:
         Column(key="result", heading="Holds", format=format_text),
     )
     rows = [
-        row | {"found": _write_found(row), "asked": _write_asked(row), "result": _write_result(row)}
+        row
+        | {
+            "found": format_estimate(row.get("value"), row.get("low"), row.get("high")),
+            "asked": _write_asked(row),
+            "result": _write_result(row),
+        }
         for row in list_rows(record, "checks")
     ]
     return render_markdown(columns, rows)
@@ -59,12 +64,6 @@ def _write_span(lengths: object) -> str:
 
 def _format_answers(value: object) -> str:
     return format_count(value) if value else MISSING
-
-
-def _write_found(row: Mapping[str, Any]) -> str:
-    if to_number(row.get("value")) is None:
-        return MISSING
-    return f"{format_decimal(row['value'], 3)} {format_interval(row['low'], row['high'], 3)}"
 
 
 def _write_asked(row: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 from .columns import Column
 from .markdown import render_markdown
-from .units import MISSING, format_count, format_decimal, format_interval, format_text, list_rows
+from .units import format_count, format_estimate, format_text, format_thousandths, list_rows
 
 
 def render_policies(record: Mapping[str, Any]) -> str:
@@ -13,9 +13,9 @@ def render_policies(record: Mapping[str, Any]) -> str:
     columns = (
         Column(key="way", heading="Decided", format=lambda value: format_text(value).replace("_", " ")),
         Column(key="n", heading="n", format=format_count),
-        Column(key="msr", heading="MSR", format=lambda value: format_decimal(value, 3)),
+        Column(key="msr", heading="MSR", format=format_thousandths),
         Column(key="agreement", heading="Same routes", format=format_text),
-        Column(key="score", heading="Score", format=lambda value: format_decimal(value, 3)),
+        Column(key="score", heading="Score", format=format_thousandths),
         Column(key="difference", heading="Against one piece", format=format_text),
     )
     rows = [row | {key: _write(row, key) for key in ("agreement", "difference")} for row in list_rows(record)]
@@ -23,6 +23,4 @@ def render_policies(record: Mapping[str, Any]) -> str:
 
 
 def _write(row: Mapping[str, Any], key: str) -> str:
-    if row[key] is None:
-        return MISSING
-    return f"{format_decimal(row[key], 3)} {format_interval(row[f'{key}_low'], row[f'{key}_high'], 3)}"
+    return format_estimate(row[key], row[f"{key}_low"], row[f"{key}_high"])

@@ -6,15 +6,12 @@ from typing import Any
 from .columns import Column
 from .markdown import render_markdown
 from .units import (
-    MISSING,
     format_bytes,
     format_count,
-    format_decimal,
-    format_interval,
+    format_estimate,
     format_ratio,
     format_text,
     list_rows,
-    to_number,
 )
 
 Record = Mapping[str, Any]
@@ -57,7 +54,7 @@ def render_recipe_gains(record: Record) -> str:
     for gain in list_rows(record, "gains"):
         pair = names.get(gain["router"], gain["router"]), names.get(gain["mask"], gain["mask"])
         row = rows.setdefault(pair, dict(zip(("router", "mask"), pair, strict=True)))
-        row[gain["kinds"]] = _write_estimate(gain["value"], gain["low"], gain["high"])
+        row[gain["kinds"]] = format_estimate(gain["value"], gain["low"], gain["high"])
     return render_markdown(columns, list(rows.values()))
 
 
@@ -114,8 +111,4 @@ def _name(run: Mapping[str, Any]) -> Row:
 
 
 def _write_share(row: Mapping[str, Any], kinds: str) -> str:
-    return _write_estimate(*(row.get(f"relative_{kinds}_{key}") for key in ("value", "low", "high")))
-
-
-def _write_estimate(value: object, low: object, high: object) -> str:
-    return MISSING if to_number(value) is None else f"{format_decimal(value, 3)} {format_interval(low, high, 3)}"
+    return format_estimate(*(row.get(f"relative_{kinds}_{key}") for key in ("value", "low", "high")))

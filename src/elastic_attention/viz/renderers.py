@@ -11,8 +11,7 @@ from .units import (
     MISSING,
     format_bytes,
     format_count,
-    format_decimal,
-    format_interval,
+    format_estimate,
     format_percent,
     format_ratio,
     format_seconds,
@@ -102,8 +101,10 @@ def render_frontier(record: Record) -> str:
     rows = [
         {
             **row,
-            "score_text": _join_interval(row, "score", "score_low", "score_high"),
-            "relative_text": _join_interval(row, "relative_score", "relative_low", "relative_high"),
+            "score_text": format_estimate(row.get("score"), row.get("score_low"), row.get("score_high")),
+            "relative_text": format_estimate(
+                row.get("relative_score"), row.get("relative_low"), row.get("relative_high")
+            ),
         }
         for row in list_rows(record)
     ]
@@ -122,7 +123,12 @@ def render_quality_speed(record: Record) -> str:
         Column(key="decode_speedup", heading="Decoding, times as fast", format=format_ratio),
     )
     rows = [
-        {**row, "relative_text": _join_interval(row, "relative_score", "relative_low", "relative_high")}
+        {
+            **row,
+            "relative_text": format_estimate(
+                row.get("relative_score"), row.get("relative_low"), row.get("relative_high")
+            ),
+        }
         for row in list_rows(record)
     ]
     return render_markdown(columns, rows)
@@ -197,10 +203,6 @@ def _average_kinds(rows: list[Row]) -> list[Row]:
     relative = {name: _divide(means[name], means["dense"]) for name in METHODS}
     num_samples = sum(to_number(row["n"]) or 0.0 for row in rows)
     return [{"kind": "mean of kinds", "n": num_samples, **means}, {"kind": "mean / dense", **relative}]
-
-
-def _join_interval(row: Row, key: str, low: str, high: str) -> str:
-    return f"{format_decimal(row.get(key), 3)} {format_interval(row.get(low), row.get(high), 3)}"
 
 
 def _divide(value: object, base: object) -> float | None:

@@ -53,7 +53,7 @@ def _render_rates(rows: Sequence[Row], *, has_shapes: bool) -> str:
     columns = (
         *(shapes if has_shapes else shapes[2:]),
         Column(key="kernel", heading="Kernel", format=format_text),
-        *(Column(key=f"rate {ratio}", heading=f"TFLOP/s, MSR {ratio:g}", format=_format_whole) for ratio in RATIOS),
+        *(Column(key=f"rate {ratio}", heading=f"TFLOP/s, MSR {ratio:g}", format=format_count) for ratio in RATIOS),
         *(
             Column(key=f"speedup {ratio}", heading=f"× dense, MSR {ratio:g}", format=format_ratio)
             for ratio in (0.5, 0.75)
@@ -264,10 +264,6 @@ def _name_tokens(row: Mapping[str, Any]) -> str:
 
 def _format_milliseconds(row: Mapping[str, Any]) -> str:
     return f"{format_decimal(row['milliseconds'], 2)} ms"
-
-
-def _format_whole(value: object) -> str:
-    return format_decimal(value, 0)
 
 
 def _format_hundredths(value: object) -> str:

@@ -75,6 +75,13 @@ def format_interval(low: object, high: object, digits: int = 2) -> str:
     return f"[{format_decimal(low, digits)}, {format_decimal(high, digits)}]"
 
 
+def format_estimate(value: object, low: object, high: object) -> str:
+    """A value in three digits with its confidence interval: `0.718 [0.700, 0.731]`."""
+    if to_number(value) is None:
+        return MISSING
+    return f"{format_thousandths(value)} {format_interval(low, high, 3)}".rstrip()
+
+
 def format_verdict(value: object) -> str:
     """`right`, `wrong`, or the mark of a missing value."""
     return MISSING if value is None else "right" if value else "wrong"

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ...errors import RecipeError
-from ...kernels.spans import Spans
+from ...kernels.spans import pack_whole
 from ...models.tokens import Tokens
 from ...types import stage
 from .collectives import gather_heads, spread_heads, sum_copies
@@ -101,18 +101,7 @@ class SharedHeads:
 
 def describe_pack(lengths: list[int], exchange: SequenceExchange) -> Tokens:
     """A pack of whole sequences of these lengths, as the layers of a process that holds a part of it see it."""
-    length = exchange.lengths
-    start = length.cumsum(0, dtype=torch.int32) - length
-    spans = Spans(
-        query_start=start,
-        query_length=length,
-        key_start=start,
-        key_length=length,
-        is_packed=True,
-        max_query_length=max(lengths),
-        is_whole=True,
-    )
-    return Tokens.packed(spans, lengths, exchange)
+    return Tokens.packed(pack_whole(exchange.lengths, max(lengths)), lengths, exchange)
 
 
 def cut_evenly(num_tokens: int, size: int) -> list[int]:

@@ -222,6 +222,7 @@ def judge_width(found: Found) -> list[Check]:
             at_most=0.03,
         )
         for width in (2, 6, 8)
+        if f"width_{width}" in found.answers
     ]
 
 

@@ -14,9 +14,9 @@ from mask_cutting import cut_mask
 from paper_samples import KeptSuite
 from paper_sharing import Busy, hold
 from paper_statistics import ROBUST
+from pattern_exchange import exchange_pattern
 
 from elastic_attention import ElasticConfig, StreamingConfig
-from elastic_attention.config import TriangleConfig
 from elastic_attention.errors import ElasticAttentionError
 from elastic_attention.evaluation.answer_log import Line
 from elastic_attention.evaluation.methods import Method, settle_method
@@ -25,13 +25,7 @@ from elastic_attention.evaluation.retrieval_heads import rank_retrieval_heads, s
 from elastic_attention.evaluation.runner import RUN_FILE, find_lines, run_plan
 from elastic_attention.evaluation.session import Base
 from elastic_attention.evaluation.suite_run import digest_adapter, fingerprint_weights, hush_transformers
-from elastic_attention.models.checkpoint import (
-    CONFIG_FILE,
-    STATIC_FILE,
-    load_adapter,
-    read_static_routes,
-    save_adapter,
-)
+from elastic_attention.models.checkpoint import CONFIG_FILE, STATIC_FILE, read_static_routes
 from elastic_attention.models.families import describe_model
 from elastic_attention.models.pretrained import find_pretrained
 from elastic_attention.tasks import KINDS, load_corpora
@@ -56,8 +50,8 @@ class Contestant:
         like: label of the routers whose MSR its mask is cut at; "" for what is no mask.
         place: where the mask has that MSR, over the "suite" or on each sensitive "kind".
         budget: `Handle.budget` of routers; 0 is what training found.
-        last_queries: its routers are those that are given, with a triangle of so many last queries in place of their
-            sink and window, for which they were not trained; 0 leaves them as they are.
+        is_exchanged: its routers are those that are given, with a triangle in place of their sink and window, for
+            which they were not trained.
     """
 
     method: Method
@@ -66,7 +60,7 @@ class Contestant:
     like: str = ""
     place: str = "suite"
     budget: float = 0.0
-    last_queries: int = 0
+    is_exchanged: bool = False
 
 
 def is_saved(folder: Path) -> bool:
@@ -84,6 +78,7 @@ class Study:
         answers, methods: all lines so far, and who gave them, by label of the method.
         cuts: labels of the masks of one name that were cut at the MSR of one router, by (router, name, place).
         awaited: folders that were missing when they were wanted.
+        has_asked: whether this process asked anything itself.
     """
 
     base: Base
@@ -100,6 +95,7 @@ class Study:
     methods: dict[str, Method] = field(default_factory=dict)
     cuts: dict[tuple[str, str, str], list[str]] = field(default_factory=dict)
     awaited: set[Path] = field(default_factory=set)
+    has_asked: bool = False
 
     def take_all(self, contestants: Sequence[Contestant]) -> bool:
         """Always the first one that can answer and that no other process asks, until everybody has or time is up.
@@ -165,30 +161,21 @@ class Study:
                     print(f"{contestant.method.label}: waits for an adapter in {folder}", flush=True)
                     self.awaited.add(folder)
                 raise Busy(f"{folder} is not there yet")
-            if not contestant.last_queries:
+            if not contestant.is_exchanged:
                 return folder
-        if contestant.last_queries:
+        if contestant.is_exchanged:
             given = contestant.method.folder or self.routers or find_pretrained(describe_model(self.base.model)[0])
-            return self.exchange_pattern(Path(given), contestant.last_queries)
+            return self.exchange(Path(given))
         if contestant.recipe is not None:
             return self.train(contestant)
         return self.rank() if contestant.like else None
 
-    def exchange_pattern(self, routers: Path, last_queries: int) -> Path:
-        """The routers with a triangle in place of sink and window of the same sizes, made unless it is there."""
-        folder = self.output / "exchanged" / f"triangle-{last_queries}"
+    def exchange(self, routers: Path) -> Path:
+        """The routers with a triangle in place of sink and window, made unless it is there."""
+        folder = self.output / "exchanged"
         with hold(folder):
             if not is_saved(folder):
-                config, stack = load_adapter(routers)
-                streaming = config.sparse_pattern
-                assert isinstance(streaming, StreamingConfig)
-                triangle = TriangleConfig(
-                    num_sink_tokens=streaming.num_sink_tokens,
-                    local_window=streaming.local_window,
-                    block_size=streaming.block_size,
-                    num_last_queries=last_queries,
-                )
-                save_adapter(folder, replace(config, sparse_pattern=triangle), stack)
+                exchange_pattern(routers, folder)
         return folder
 
     def train(self, contestant: Contestant) -> Path:
@@ -300,6 +287,7 @@ class Study:
 
     def _run(self, plan: EvalPlan, folder: Path, method: Method, budget: float) -> list[Line]:
         self.check_time()
+        self.has_asked = True
         identity: dict[str, Any] = {
             "model": self.base.describe(),
             "weights": fingerprint_weights(self.base.model),

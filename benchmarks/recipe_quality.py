@@ -1,7 +1,7 @@
 """What recipes of one model come to: train those that are not trained yet, ask all of them the same, and compare.
 
-    python benchmarks/recipe_quality.py recipes/qwen2.5-coder-*.toml --lengths 4096,16384,30000 --samples 40 \
-        --json results/recipes_coder.json
+    python benchmarks/recipe_quality.py recipes/qwen2.5-coder-*.toml --lengths 4096,16384,30000 --samples 12 \
+        --batch-tokens 16384 --json results/recipes_coder.json
 
 Runs lie under --runs as `elastic-attn train` leaves them, answers under --output; after a kill the command goes on.
 Several processes with the same command share the work, one GPU or more. The record holds what is answered so far.
@@ -55,10 +55,13 @@ class Run:
 
     def settle(self, msr: float | None = None) -> Method:
         """How the evaluation asks it; `msr`: where a mask is cut, None = as the recipe says."""
-        name, folder = "routed" if self.is_routed else "static", self.folder / "adapter"
-        if msr is not None:
-            folder = cut_mask(folder, self.folder / f"mask-{msr:.3f}", msr)
-        return Method(name=name, target=msr, folder=str(folder), note=self.path.stem)
+        name, folder = "routed" if self.is_routed else "static", "adapter" if msr is None else f"mask-{msr:.3f}"
+        return Method(name=name, target=msr, folder=str(self.folder / folder), note=self.path.stem)
+
+    def prepare(self, method: Method) -> None:
+        """Cut the mask that `settle` named; only while no other process reads it."""
+        if method.target is not None:
+            cut_mask(self.folder / "adapter", Path(str(method.folder)), method.target)
 
     @property
     def pair(self) -> str:
@@ -251,6 +254,8 @@ def main(arguments: list[str] | None = None) -> None:
         method = item if isinstance(item, Method) else find_method(item)
         if questions.find(method) is None:
             with hold(options.output / method.label):
+                if isinstance(item, Run):
+                    item.prepare(method)
                 questions.ask(method)
         return method.label
 

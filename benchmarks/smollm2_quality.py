@@ -11,7 +11,7 @@ Adapters and answers stay in --output, so a run that was stopped goes on; proces
 work, also with a training that has yet to write the adapters of `--routers` and `--fa-xa`: masks are trained meanwhile,
 and each process says once what it waits for. Past `--max-minutes` nobody is trained or asked, and the record holds what
 is answered and says whether that is all. So several computers can share a study: copy what lies in their --output into
-one folder, and run the command there with `--max-minutes 0`.
+one folder, and run the command there with `--max-minutes 0`. Who asks nothing leaves in the record where it was asked.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from elastic_attention.evaluation.methods import Method
 from elastic_attention.evaluation.session import describe_device, measure_peak_bytes, open_base
 from elastic_attention.evaluation.suite_run import BATCH_TOKENS, shorten_folder
 from elastic_attention.evaluation.suite_summary import summarize_run
-from elastic_attention.records import build_record, write_record
+from elastic_attention.records import build_record, read_record, write_record
 from elastic_attention.tasks.suite import open_suite
 from elastic_attention.training.recipe import Interval, Recipe, load_recipe
 
@@ -94,7 +94,7 @@ def list_contestants(recipe: Recipe, options: argparse.Namespace) -> list[Contes
         *masks["kind"],
         Contestant(method=Method(name="routed", folder=options.routers, decode="full", note="full"), samples=few),
         Contestant(
-            method=Method(name="fa_ta", folder=options.routers, note="exchanged"), samples=whole, last_queries=128
+            method=Method(name="fa_ta", folder=options.routers, note="exchanged"), samples=whole, is_exchanged=True
         ),
         *list_frontier(recipe, options),
         Contestant(method=Method(name="all_sparse"), samples=whole),
@@ -149,8 +149,33 @@ def compare_scores(study: Study, mastered: Sequence[str]) -> list[Row]:
     return [row for row in rows if row["same_msr_on"] == "suite" or row["kinds"] == "sensitive"]
 
 
+def compare_shares(study: Study, labels: Sequence[str], mastered: Sequence[str]) -> list[Row]:
+    """What each method keeps of dense and of the routers on the kinds that dense masters, and on some of them.
+
+    Returns:
+        label, of ("dense" or "routed"), kinds ("all", "sensitive", "robust"), n, value, low, high: the ratio of macro
+        averages on the samples that both answered, with its paired 95% interval.
+    """
+    rows = []
+    for label in labels:
+        for base in ("dense", "routed"):
+            for kinds, is_wanted in KIND_GROUPS.items():
+                ours, theirs = (
+                    pick(
+                        [study.answers.get(name, [])],
+                        lambda x, is_wanted=is_wanted: x.task in mastered and is_wanted(x),
+                    )
+                    for name in (label, base)
+                )
+                share = estimate(ours, theirs, how="ratio") if label not in ("dense", base) else None
+                if share is not None:
+                    row = {"label": label, "of": base, "kinds": kinds, "n": len(ours[0])}
+                    rows.append(row | dataclasses.asdict(share))
+    return rows
+
+
 def summarize(study: Study, samples: int) -> Row:
-    """Rows by method over the kinds that dense masters, rows by kind with a column a method, and gains over masks."""
+    """Rows by method over the kinds that dense masters, by kind with a column a method, shares, gains over masks."""
     asked = [m for m in study.methods.values() if not m.note.startswith("kind-")]
     lines = {m.label: study.answers[m.label] for m in asked}
     by_kind: list[Row] = []
@@ -169,6 +194,7 @@ def summarize(study: Study, samples: int) -> Row:
         "rows": [{key: value for key, value in row.items() if key not in UNREAD} for row in found["rows"]],
         "by_kind": by_kind,
         "mastered": mastered,
+        "shares": compare_shares(study, list(lines), mastered),
         "gains": compare_scores(study, mastered),
     }
 
@@ -242,6 +268,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         seconds=sum(line.seconds for lines in study.answers.values() for line in lines),
         bytes=measure_peak_bytes(base.device),
     )
+    if not study.has_asked and options.record.exists():
+        earlier = read_record(options.record)
+        record |= {key: earlier[key] for key in ("device", "versions", "bytes")}
     write_record(options.record, record)
 
 

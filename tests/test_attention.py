@@ -170,6 +170,18 @@ def test_rows_that_are_not_contiguous_are_refused(verb, turned):
         verb(*tensors, routes, pattern=CONFIG)
 
 
+@pytest.mark.parametrize("scale", [0, -1, float("nan")])
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_scales_that_are_not_positive_are_refused(backend, scale):
+    tensors, config = make_qkv(1, 40, 50), build_pattern(CONFIG)
+    with pytest.raises(ValueError, match=f"scale={scale} must be positive"):
+        hybrid_attention(*tensors, torch.zeros(1, 2, dtype=torch.bool), pattern=CONFIG, scale=scale, backend=backend)
+    with pytest.raises(ValueError, match=f"scale={scale} must be positive"):
+        blended_attention(*tensors, torch.zeros(1, 2), pattern=CONFIG, scale=scale, backend=backend)
+    with pytest.raises(ValueError, match=f"scale={scale} must be positive"):
+        decode_attention(tensors[0][:, :, -1:], ElasticCache(config), scale=scale)
+
+
 def test_a_bound_that_is_too_small():
     q, k, v = (x[0].transpose(0, 1) for x in make_qkv(1, 40, 40))
     ends = torch.tensor([0, 30, 40])

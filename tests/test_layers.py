@@ -160,6 +160,7 @@ def test_public_names():
 
     names = elastic_attention.__all__
     assert names == sorted(names) and set(names) == set(elastic_attention._HOMES)
+    assert set(names) <= set(dir(elastic_attention))  # what an interactive shell completes
     for name in names:
         value = getattr(elastic_attention, name)
         assert value.__doc__ and value.__name__ == name

@@ -123,6 +123,7 @@ CASES = {
     "budget": (move_budget(STEPS), move_budget(STEPS[::-1], first=0.3)),
     "probe": ({}, {"probe": WORSE}),
     "decode": ({}, {"fa_ssa": WORSE}),
+    "exchange": ({"fa_ssa": WORSE}, {"fa_ta": WORSE}),
 }
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import paper_lab
 import paper_pictures
 import paper_study
+import pattern_exchange
 import pytest
 import torch
 from made_answers import make_answers
@@ -16,7 +17,7 @@ from tiny_study import SETTINGS, KindSuite
 
 from elastic_attention.errors import RecipeError
 from elastic_attention.evaluation.session import Base
-from elastic_attention.models.checkpoint import read_static_adapter
+from elastic_attention.models.checkpoint import load_adapter, read_static_adapter
 from elastic_attention.records import build_record, read_record, write_record
 from made_rows import make_rows, make_tokenizer, write_rows
 from tiny_models import make_model
@@ -184,6 +185,21 @@ def test_figures_of_a_tiny_model(name, tiny, tmp_path):
         assert "probe" in {row["entry"] for row in metrics["rows"]}
     assert paper_study.main([name, *tiny, "--results", str(tmp_path)]) == 0
     assert read_record(path)["metrics"]["figures"] == metrics["figures"]
+
+
+def test_routers_are_asked_with_a_triangle(tiny, tmp_path):
+    assert paper_study.main(["exchange", *tiny, "--results", str(tmp_path)]) == 0
+    rows = read_record(tmp_path / "paper_tiny_exchange.json")["metrics"]["rows"]
+    assert {row["entry"] for row in rows} >= {"fa_ssa", "fa_ta"}
+    (adapter,) = (tmp_path / "paper" / "trained").glob("*-triangle/adapter")
+    trained = adapter.parent.with_name(adapter.parent.name.removesuffix("-triangle")) / "adapter"
+    (asked, routers), (config, before) = load_adapter(adapter), load_adapter(trained)
+    assert asked.sparse_pattern.streaming == config.sparse_pattern and asked.sparse_pattern.kind == "triangle"
+    assert all(torch.equal(a, b) for a, b in zip(routers.parameters(), before.parameters(), strict=True))
+    pattern_exchange.main([str(trained), str(tmp_path / "copy")])
+    assert load_adapter(tmp_path / "copy")[0] == asked
+    with pytest.raises(ValueError, match="only a streaming pattern becomes a triangle"):
+        pattern_exchange.exchange_pattern(adapter, tmp_path / "other")
 
 
 def test_all_trainings_make_recipes(tiny, tmp_path):

@@ -1,5 +1,6 @@
 """Recipes of one model side by side: what is compared, and the command on a tiny model."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -112,6 +113,19 @@ def test_what_another_process_is_at_is_left_to_it(tiny, tmp_path, monkeypatch):
     with other:
         recipe_quality.main(tiny)
     assert order == ["mask", "head"] and read_record("record.json")["config"]["is_complete"]
+
+
+def test_a_mask_is_cut_by_the_process_that_asks_it_and_never_again(tiny, monkeypatch):
+    """Written anew it would be missing for a moment, while another process reads it."""
+    cuts, cut = [], recipe_quality.cut_mask
+    monkeypatch.setattr(recipe_quality, "find_mastered", lambda dense: {("plain", 80), ("targets", 80)})
+    monkeypatch.setattr(
+        recipe_quality, "cut_mask", lambda source, folder, msr: (cuts.append(msr), cut(source, folder, msr))[1]
+    )
+    Path("mask.toml").write_text(SAME_PAIR)
+    recipe_quality.main(tiny)
+    recipe_quality.main(tiny)
+    assert len(cuts) == 1
 
 
 def test_recipes_of_two_models_are_refused(tiny, tmp_path, capsys):

@@ -118,7 +118,7 @@ def test_everybody_is_asked_and_a_stopped_study_goes_on(study, folder, monkeypat
     assert made.find_suite("routed-budget-20")[0][0] < made.find_suite("routed")[0][0]
     monkeypatch.setattr("elastic_attention.evaluation.runner.ask_samples", None)  # nothing is asked again
     again = study(seconds=-1)  # what is there is read, however late it is
-    assert again.is_complete and again.answers == made.answers
+    assert again.is_complete and again.answers == made.answers and not again.has_asked
 
 
 def test_what_is_missing_does_not_hide_what_comes_after_it(study, folder):
@@ -181,6 +181,10 @@ def test_the_record_is_what_the_tables_read(study):
     assert found["mastered"] == ["needle"]
     rows = {row["label"]: row for row in found["rows"]}
     assert rows["dense"]["relative_score"] == rows["routed"]["relative_score"] == 1.0 and rows["dense"]["n"] == 4
+    shares = {(row["label"], row["of"], row["kinds"]): row for row in found["shares"]}
+    assert shares["routed", "dense", "sensitive"]["value"] == 1.0 and shares["routed", "dense", "all"]["n"] == 4
+    assert shares["fa_ta-exchanged", "routed", "all"]["value"] == 0.0
+    assert not any(label == of or label == "dense" or kinds == "robust" for label, of, kinds in shares)
     kinds = {row["kind"]: row for row in found["by_kind"]}
     assert kinds["needle"]["dense"] == 1.0 and kinds["prose"]["dense"] == 0.0 and kinds["needle"]["n"] == 4
     gains = {(g["router"], g["mask"], g["kinds"], g["same_msr_on"]): g for g in found["gains"]}

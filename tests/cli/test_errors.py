@@ -48,7 +48,7 @@ def test_answer_past_the_limit(call, tiny, document):
 
 def test_unknown_model(call, document, tmp_path):
     arguments = ("run", "--prompt-file", document, "--question", "why", "--device", "cpu", "--model", tmp_path / "no")
-    assert_one_line(call(*arguments), "Cannot load the model", str(tmp_path / "no"))
+    assert_one_line(call(*arguments), "There is no model folder", str(tmp_path / "no"))
 
 
 def test_unknown_routers(call, tiny, document, tmp_path):
@@ -62,7 +62,11 @@ def test_no_routers_ship_for_the_model(call, tiny, document):
 
 @pytest.mark.parametrize("device", ["potato", "cpu:x", "meta"])
 def test_unknown_device(call, device):
-    assert_one_line(call("bench", "--device", device), device, "--device cpu")
+    assert_one_line(call("bench", "--device", device), f"device '{device}' cannot be used: ", "--device cpu")
+
+
+def test_an_unknown_kind_of_device_is_no_list_of_all_kinds(call):
+    assert_one_line(call("bench", "--device", "gpu"), "PyTorch knows no such kind. Use --device cpu.")
 
 
 def test_unknown_backend(call, tiny, document):

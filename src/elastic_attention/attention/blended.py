@@ -16,7 +16,7 @@ from ..kernels.gather import blend_gather
 from ..kernels.reference import blend_reference
 from ..kernels.spans import Spans, list_spans
 from ..patterns import build_pattern
-from .layout import pad_spans, validate
+from .layout import pad_spans, settle_scale, validate
 from .plan import Plan, attend_planned, choose_for, make_plan
 
 
@@ -48,11 +48,10 @@ def blended_attention(
         (B, H, T, D), differentiable in q, k, v and route.
 
     Raises:
-        ValueError: as in `hybrid_attention`.
-        BackendUnavailable: as in `hybrid_attention`.
+        ValueError, TypeError, BackendUnavailable: as in `hybrid_attention`.
     """
     validate(q, k, v, route, num_sequences=None if spans is None else len(spans.query_start), is_packed=False)
-    factor = q.shape[-1] ** -0.5 if scale is None else scale
+    factor = settle_scale(scale, q.shape[-1])
     if left_padding is not None:
         if spans is not None:
             raise ValueError("spans say already where the sequences lie; leave out left_padding.")

@@ -4,6 +4,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from .layout import settle_scale
+
 
 class DecodingCache(Protocol):
     """A cache layer, `ElasticCache` or `PagedCache`."""
@@ -19,17 +21,18 @@ def decode_attention(q: Tensor, cache_layer: DecodingCache, *, scale: float | No
     Args:
         q: (B, H, 1, D).
         cache_layer: the layer's cache; every stored token of a row is read.
-        scale: factor of the scores, default D ** -0.5.
+        scale: factor of the scores, above 0; default D ** -0.5.
 
     Returns:
         (B, H, 1, D).
 
     Raises:
-        ValueError: q holds several tokens a sequence, or its last dimension is not contiguous.
+        ValueError: q holds several tokens a sequence or is not contiguous in its last dimension; the scale is not
+            positive.
     """
     if q.ndim != 4 or q.shape[2] != 1 or q.stride(-1) != 1:
         raise ValueError(
             f"q must be (B, H, 1, D) with a contiguous last dimension, got {tuple(q.shape)} with strides {q.stride()}; "
             "hybrid_attention takes several tokens."
         )
-    return cache_layer.attend_token(q, q.shape[-1] ** -0.5 if scale is None else scale)
+    return cache_layer.attend_token(q, settle_scale(scale, q.shape[-1]))

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..config import SparsePattern, XAttentionConfig
 from ..kernels.backends import log_choice
 from ..kernels.spans import Spans
-from .layout import pack_spans, pad_spans, validate
+from .layout import pack_spans, pad_spans, settle_scale, validate
 from .plan import attend_planned, choose_for, make_plan
 from .short import LONGEST, attend_short, is_short
 
@@ -47,7 +47,7 @@ def hybrid_attention(
         prompt_lengths: (B,) or (segments,) int, real prompt tokens of each sequence, cached ones included; XAttention
             and triangle treat later rows as responses. None = all rows are prompt.
         spans: where the sequences lie, instead of the three above; used as it is, unchecked.
-        scale: factor of the scores, default D ** -0.5.
+        scale: factor of the scores, above 0; default D ** -0.5.
         return_lse: also return the log-sum-exp of the scores.
         backend: "auto" or a name of `backends`.
 
@@ -55,7 +55,8 @@ def hybrid_attention(
         out, shape and dtype of q; with `return_lse` also lse, float32 (B, H, T) or (N, H), natural logarithm.
 
     Raises:
-        ValueError: shapes, dtypes or strides do not fit together; the message names them.
+        ValueError: shapes, dtypes or strides do not fit together, or the scale is not positive; the message names them.
+        TypeError: `pattern` is no pattern configuration.
         BackendUnavailable: the backend does not exist or cannot run here.
     """
     is_packed = cu_seqlens_q is not None
@@ -71,7 +72,7 @@ def hybrid_attention(
         )
     if spans is not None and (is_packed or left_padding is not None):
         raise ValueError("spans say already where the sequences lie; leave out left_padding and cu_seqlens_q.")
-    factor = q.shape[-1] ** -0.5 if scale is None else scale
+    factor = settle_scale(scale, q.shape[-1])
     if cu_seqlens_q is not None:
         cu_k = cu_seqlens_q if cu_seqlens_k is None else cu_seqlens_k
         spans = pack_spans(cu_seqlens_q, cu_k, q, k, max_seqlen_q)

@@ -10,7 +10,16 @@ from ..types import stage
 
 
 def validate(q: Tensor, k: Tensor, v: Tensor, routes: Tensor, *, num_sequences: int | None, is_packed: bool) -> None:
-    """Refuse shapes, dtypes and strides that do not fit together, by name and value."""
+    """Refuse shapes, dtypes and strides that do not fit together.
+
+    Args:
+        q: (B, H, T, D); k, v: (B, G, S, D). Packed: (N, H, D) and (N_k, G, D).
+        routes: (sequences, G).
+        num_sequences: None = one an element of the batch, each with all T queries and S keys.
+
+    Raises:
+        ValueError: they do not; names what and its value.
+    """
     rank = 3 if is_packed else 4
     shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}, routes {tuple(routes.shape)}"
     if not (q.ndim == k.ndim == rank and k.shape == v.shape):
@@ -34,8 +43,24 @@ def validate(q: Tensor, k: Tensor, v: Tensor, routes: Tensor, *, num_sequences: 
         raise ValueError(f"q and k need one batch size and no more queries than keys, got {shapes}.")
 
 
+def settle_scale(scale: float | None, head_dim: int) -> float:
+    """The factor of the scores: `scale`, or D ** -0.5 for None.
+
+    Raises:
+        ValueError: it is not positive.
+    """
+    factor = head_dim**-0.5 if scale is None else scale
+    if not factor > 0:
+        raise ValueError(f"scale={scale} must be positive; leave it out for D ** -0.5.")
+    return factor
+
+
 def pad_spans(left_padding: Tensor, q: Tensor, k: Tensor) -> Spans:
-    """Spans of a batch with `left_padding` (B,) padded keys before each sequence."""
+    """Spans of a batch with `left_padding` (B,) padded keys before each sequence; q (B, H, T, D), k (B, G, S, D).
+
+    Raises:
+        ValueError: another shape, or more padding than keys (looked at on the CPU alone).
+    """
     num_queries, num_keys = q.shape[2], k.shape[2]
     # Values on a GPU are not looked at: that would make the host wait.
     is_checked = left_padding.device.type != "cpu" or bool(((left_padding >= 0) & (left_padding <= num_keys)).all())
@@ -57,7 +82,12 @@ def pad_spans(left_padding: Tensor, q: Tensor, k: Tensor) -> Spans:
 
 
 def pack_spans(cu_q: Tensor, cu_k: Tensor, q: Tensor, k: Tensor, max_seqlen_q: int | None) -> Spans:
-    """Spans of a packed batch from its boundaries (segments + 1,)."""
+    """Spans of a packed batch, q (N, H, D) and k (N_k, G, D), from its boundaries (segments + 1,).
+
+    Raises:
+        ValueError: the boundaries differ in shape, do not rise to the ends, or `max_seqlen_q` is too small (values are
+            looked at on the CPU alone).
+    """
     if cu_q.shape != cu_k.shape:
         raise ValueError(f"cu_seqlens_q and cu_seqlens_k must have one shape, got {cu_q.shape} and {cu_k.shape}.")
     if cu_q.device.type == "cpu":

@@ -61,7 +61,15 @@ def choose_for(
     *,
     is_training: bool = False,
 ) -> str:
-    """The backend for these tensors; see `choose_backend`. is_training: for the verb that every backend can train."""
+    """The backend for q (B, H, T, D), k and v (B, G, S, D) and these patterns, as `choose_backend` chooses.
+
+    Args:
+        is_training: for the verb that every backend can train.
+
+    Raises:
+        BackendUnavailable: the one that was asked for cannot run this.
+        TypeError: `pattern` is no pattern configuration.
+    """
     built = build_pattern(pattern)  # refuses what is no pattern
     if isinstance(built, TokenChoice):
         if is_fused(backend):
@@ -96,6 +104,12 @@ def make_plan(
     backend: str,
 ) -> Plan:
     """Modes, lists and dense rows of a call; on a GPU nothing is read by the host.
+
+    Args:
+        q: (B, H, T, D); k: (B, G, S, D). Packed: B is 1.
+        head_is_sparse: (sequences, G) bool.
+        prompt_lengths: (sequences,) int, as in `hybrid_attention`.
+        backend: a name, not "auto".
 
     Raises:
         ValueError: the two patterns cannot stand beside each other.

@@ -78,7 +78,13 @@ def note_reads(
     k: Tensor,
     spans: Spans | None,
 ) -> None:
-    """Tell the observer, if there is one, of a call with block lists or triangle heads."""
+    """Tell the observer, if there is one, of a call with block lists or triangle heads.
+
+    Args:
+        modes: (sequences, G), numbers of `kernels.modes`.
+        dense_rows: (sequences, 2) int, first position and end of the rows that read everything.
+        q: (B, H, T, D); k: (B, G, S, D); only their sizes are kept.
+    """
     observer = _observer.get()
     if observer is not None and (lists is not None or dense_rows is not None):
         observer.notes.append(

@@ -129,7 +129,8 @@ def parse_method(text: str) -> Method:
     found = _METHOD.fullmatch(text)
     if found is None or not _is_share(found["target"]):
         raise ElasticAttentionError(
-            f"--methods {text!r} is unknown; write dense, all_sparse, routed, routed/full, random@0.7 or static=FOLDER."
+            f"--methods {text!r} is unknown; write dense, all_sparse, random@0.7, routed or static=FOLDER, and /full "
+            "behind it (routed/full, static=FOLDER/full) to read all keys while decoding."
         )
     return settle_method(
         Method(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import operator
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,36 +65,38 @@ def run_plan(
     claim_folder(output, identity | {"plan": plan.describe(), "suite": suite.name, "suite_data": suite.describe()})
     log = AnswerLog(output, part)
     batches = list(list_batches(plan, suite))
-    missing = []
-    for number, batch in enumerate(batches):
-        if part.holds(number):
-            waiting = [method for method in plan.methods if not log.has(method.label, batch)]
-            for method in plan.methods:
-                if method not in waiting:
-                    advance(method.label)
-            if waiting:
-                missing.append(batch)
-    cells = itertools.groupby(
-        build_batches(suite, tokenizer, missing, seed=plan.seed, workers=workers),
-        key=lambda built: (built[0].task, built[0].length),
+    own = [batch for number, batch in enumerate(batches) if part.holds(number)]
+    missing = list(_find_missing(plan, own, log, advance))
+    made = (
+        (batch, [check_context(entry, context) for entry in built])
+        for batch, built in build_batches(suite, tokenizer, missing, seed=plan.seed, workers=workers)
     )
-    with contextlib.ExitStack() as attached:
-        asking: Method | None = None
-        for _, group in cells:
-            cell = [(batch, [check_context(entry, context) for entry in built]) for batch, built in group]
-            for method in plan.methods:
-                for batch, built in cell:
-                    if log.has(method.label, batch):
-                        continue
-                    if method != asking:  # attaching takes longer than a small batch
-                        attached.close()
-                        reader = attached.enter_context(
-                            open_reader(method, model, routers=routers, backend=backend, budget=budget)
-                        )
-                        asking = method
-                    log.add(list(_answer_batch(method, reader, suite, tokenizer, built)))
-                    advance(f"{method.label} {batch.task} {batch.length:,}")
+    for method, asked in itertools.groupby(_order_asking(plan, made, log), key=operator.itemgetter(0)):
+        with open_reader(method, model, routers=routers, backend=backend, budget=budget) as reader:
+            for _, batch, built in asked:
+                log.add(list(_answer_batch(method, reader, suite, tokenizer, built)))
+                advance(f"{method.label} {batch.task} {batch.length:,}")
     return collect_lines(plan, batches, read_answers(output))
+
+
+def _find_missing(
+    plan: EvalPlan, batches: Sequence[Batch], log: AnswerLog, advance: Callable[[str], None]
+) -> Iterator[Batch]:
+    """The batches that a method has still to answer; `advance` is told of the answers found in the log."""
+    for batch in batches:
+        answered = [method.label for method in plan.methods if log.has(method.label, batch)]
+        for label in answered:
+            advance(label)
+        if len(answered) < len(plan.methods):
+            yield batch
+
+
+def _order_asking(plan: EvalPlan, made: Iterable[Built], log: AnswerLog) -> Iterator[tuple[Method, *Built]]:
+    """Who answers what, a method after the other in each task and length: attaching takes longer than a small batch."""
+    for _, group in itertools.groupby(made, key=lambda one: (one[0].task, one[0].length)):
+        cell = list(group)
+        for method in plan.methods:
+            yield from ((method, batch, built) for batch, built in cell if not log.has(method.label, batch))
 
 
 def check_context(entry: SuiteSample | Skipped, context: int | None) -> SuiteSample | Skipped:

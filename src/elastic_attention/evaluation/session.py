@@ -120,6 +120,8 @@ def choose_device(name: str | None) -> torch.device:
         torch.ones(1, device=device).item()  # the device "meta" makes tensors that hold nothing
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0].partition(":")[0].rstrip(".")
+        if reason.startswith("Expected one of"):  # its list of all kinds there are
+            reason = "PyTorch knows no such kind"
         raise BackendUnavailable(f"device {name!r} cannot be used: {reason}. Use --device cpu.") from error
     return device
 

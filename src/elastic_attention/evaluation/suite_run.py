@@ -18,7 +18,7 @@ from ..records import Record, build_record
 from ..tasks.packages import sha256_of
 from ..tasks.suite import Suite, has_chat_template
 from .answer_log import Line
-from .methods import Method
+from .methods import Method, attach_method
 from .plan import EvalPlan, Shard, check_lengths
 from .runner import run_plan
 from .session import Base, describe_device, measure_peak_bytes
@@ -121,12 +121,16 @@ def evaluate_suite(
         The record; None while other shards are still at work, and in all processes of torchrun but the first.
 
     Raises:
-        ElasticAttentionError: the folder holds another run, or a batch does not fit into memory.
+        ElasticAttentionError: the folder holds another run, an adapter is none of its method, or a batch does not fit
+            into memory.
     """
     from torch import OutOfMemoryError
 
     # A retrained adapter in the same folder answers differently, so it is another run.
     adapters = {method.label: digest_adapter(method.folder, base.model) for method in plan.methods if method.folder}
+    for method in plan.methods:
+        if method.folder:  # what does not fit is said before the output is taken and others have answered
+            attach_method(method, base.model).detach()
     routed = routing.describe(base.model, plan.methods)
     identity = {
         "model": base.describe(),

@@ -99,5 +99,5 @@ def _check_heads(model: Any, config: ElasticConfig) -> list[str]:
         ("routed layers", tuple(config.routed_layers), {tuple(modules)}),
     ):
         if found != {wanted}:
-            problems.append(f"{name}: routers want {wanted}, the model has {sorted(found)}")
+            problems.append(f"{name}: routers want {wanted}, the model has {' or '.join(map(str, sorted(found)))}")
     return problems

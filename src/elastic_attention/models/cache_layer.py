@@ -57,7 +57,11 @@ class ElasticLayer(DynamicLayer):
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Return the new states; the attention function stores them, because it knows which are real."""
+        """Return the new states; the attention function stores them, because it knows which are real.
+
+        Raises:
+            UnsupportedCache: the base model reads a cache that routed heads filled.
+        """
         if not self.is_claimed:
             raise UnsupportedCache(
                 "This cache was filled with routed heads, which the base model cannot read; start with an empty cache."

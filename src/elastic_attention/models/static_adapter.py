@@ -34,7 +34,7 @@ def find_static_mask(source: str | Path, revision: str | None) -> tuple[Tensor, 
 
 
 def configure_static(model: Any, mask: Tensor, facts: dict[str, Any]) -> ElasticConfig:
-    """The configuration to attach a mask with; its patterns are those that the facts name.
+    """The configuration to attach a mask (L, G) bool with; its patterns are those that the facts name.
 
     Raises:
         AdapterError: the facts name no known pattern.

@@ -11,7 +11,12 @@ from ..kernels.modes import STREAMING
 
 
 def find_slots(positions: Tensor, is_ring: Tensor, config: StreamingConfig) -> Tensor:
-    """Slots of tokens in their rows; STREAMING rows pin the sink and ring the window."""
+    """Slots of tokens in their rows, an int tensor; STREAMING rows pin the sink and ring the window.
+
+    Args:
+        positions, is_ring: int and bool tensors of shapes that broadcast: where a token stands in its sequence, and
+            whether its row is STREAMING.
+    """
     sink, window = config.num_sink_tokens, config.local_window
     return torch.where(is_ring & (positions >= sink), sink + (positions - sink) % window, positions)
 

@@ -34,6 +34,7 @@ def fetch_package(package: PinnedPackage, folder: Path) -> Path:
     Returns its path. Raises DownloadError when the client is missing or fails, when the disk is full, and
     when the checksum differs; the archive is then removed.
     """
+    folder = folder.resolve()  # the client runs inside it
     folder.mkdir(parents=True, exist_ok=True)
     run_client(package, folder)
     archives = sorted(path for path in folder.iterdir() if path.suffix in {".whl", ".tgz"})

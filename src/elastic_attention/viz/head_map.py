@@ -65,7 +65,10 @@ def draw_head_maps(head_maps: Mapping[str, Any], *, title: str = "Sparse KV head
     """
     maps = {task: check_head_map(head_map, task) for task, head_map in head_maps.items()}
     if not maps:
-        raise ElasticAttentionError("There is no head map to draw: the record's metrics.head_maps is empty.")
+        raise ElasticAttentionError(
+            "There is no head map to draw: the record holds none. Those of an evaluation are in records whose routes "
+            "differ between samples; `elastic-attn inspect --picture FILE` draws the one of a prompt."
+        )
     with figure_style():
         from matplotlib.colors import LinearSegmentedColormap
         from matplotlib.figure import Figure

@@ -30,7 +30,7 @@ Row = dict[str, Any]
 # A kind that the dense model does not master cannot show what sparsity loses.
 MASTERED_SCORE = 0.5
 
-METHODS = ("dense", "all_sparse", "routed", "static", "prulong", "duo_attention", "retrieval_heads", "random")
+METHODS = ("dense", "all_sparse", "routed", "fa_xa", "static", "prulong", "duo_attention", "retrieval_heads", "random")
 
 
 def render_demo(record: Record) -> str:

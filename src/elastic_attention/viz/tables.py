@@ -73,18 +73,16 @@ TABLES = {
     "small_models": TableSource(record="small_models.json", render=render_small_models),
     "vllm_engine": TableSource(record="vllm_engine.json", render=render_vllm_engine),
     "policies": TableSource(record="serving_probe.json", render=render_policies),
+    "quality": TableSource(record="quality.json", render=render_quality),
+    "frontier": TableSource(record="quality.json", render=render_frontier),
+    "gains": TableSource(record="quality.json", render=render_gains),
     "training": TableSource(record="training_throughput.json", render=render_training),
     "training_hours": TableSource(record="training_throughput.json", render=render_training_hours),
 }
 
-# Routers of SmolLM2 against masks: those of now, and those of the mixture without pairs of kinds.
-for _name in ("", "_without_pairs"):
-    for _table, _render in {"quality": render_quality, "frontier": render_frontier, "gains": render_gains}.items():
-        TABLES[_table + _name] = TableSource(record=f"quality{_name}.json", render=_render)
-
 # Recipes of one model: results/recipes_MODEL.json gives what they keep, what routers gain over masks, the runs,
 # and the sparsity that they end at.
-for _name in ("recipes_smollm2", "recipes_coder", "recipes_coder_pairs"):
+for _name in ("recipes_smollm2", "recipes_coder"):
     TABLES[_name] = TableSource(record=f"{_name}.json", render=render_recipes)
     TABLES[f"{_name}_gains"] = TableSource(record=f"{_name}.json", render=render_recipe_gains)
     TABLES[f"{_name}_intervals"] = TableSource(record=f"{_name}.json", render=render_recipe_intervals)
@@ -92,7 +90,8 @@ for _name in ("recipes_smollm2", "recipes_coder", "recipes_coder_pairs"):
 
 # Evaluations: results/NAME.json gives the tables NAME (tasks down, methods across) and NAME_methods.
 _SUITES = ("mixture", "pairs", "validation", "ruler", "longbench", "longbench_e", "longbench_v2", "almanac", "everyday")
-for _name in (*_SUITES, "ruler_coder", "methods", "methods_coder", "methods_ruler", "extrapolation"):
+_OTHERS = ("ruler_coder", "ruler_coder_long", "methods", "methods_coder", "methods_ruler", "extrapolation")
+for _name in (*_SUITES, *_OTHERS):
     TABLES[_name] = TableSource(record=f"{_name}.json", render=render_eval_tasks)
     TABLES[f"{_name}_methods"] = TableSource(record=f"{_name}.json", render=render_eval_methods)
 

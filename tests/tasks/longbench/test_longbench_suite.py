@@ -106,7 +106,7 @@ def test_official_limit_of_the_prompt(tmp_path):
     assert 97 <= len(sample.prompt_ids) <= 100
     assert suite.describe()["max_prompt_tokens"] == 100
     for wrong in (0, "many"):
-        with pytest.raises(DataError, match=f"max_prompt_tokens={wrong!r} must be a positive number"):
+        with pytest.raises(DataError, match=f"max_prompt_tokens={wrong!r} must be a number of tokens, 16"):
             open_suite("longbench-e", data=tmp_path, max_prompt_tokens=wrong)
 
 
@@ -142,6 +142,9 @@ FAULTS = {
     json.dumps(record(answers=[])): "line 1: 'answers' must be texts, one at least, and is \\[\\]",
     json.dumps(record(context=None)): "line 1: 'context' is NoneType",
     json.dumps(record(answers=["Section 3"])): "line 1: the answer 'Section 3' must name a number",
+    "[" * 100_000: "line 1: no JSON \\(nested too deeply\\)",
+    '{"length": ' + "9" * 5000 + "}": "line 1: no JSON \\(Exceeds the limit",
+    json.dumps(record(context="half \ud800")): "line 1: a text holds '.ud800', half of a letter",
 }
 
 
@@ -153,6 +156,13 @@ def test_faulty_records_are_named_and_the_rest_goes_on(tmp_path, line):
     faulty, good = build(suite, "passage_retrieval_en")
     assert isinstance(faulty, Skipped) and faulty.index == 0 and good.index == 1
     assert re.search(f"^passage_retrieval_en.jsonl, {FAULTS[line]}.*; repair or remove it.$", faulty.reason)
+
+
+def test_a_mark_of_the_byte_order_is_no_text(tmp_path):
+    """Editors of Windows put it at the start of a file."""
+    (tmp_path / "qasper.jsonl").write_text(json.dumps(record()), encoding="utf-8-sig")
+    (sample,) = build(LongBenchSuite("longbench", data=tmp_path), "qasper")
+    assert not isinstance(sample, Skipped)
 
 
 def test_classes_must_be_there(tmp_path):
@@ -209,5 +219,5 @@ def test_faulty_choices_are_named(tmp_path):
     assert good.answers == ("B",)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "data.json").write_text("{}")
-    with pytest.raises(DataError, match="holds a dict instead of a list"):
+    with pytest.raises(DataError, match="data.json cannot be read .a dict instead of a list"):
         MultipleChoiceSuite("longbench-v2", data=tmp_path / "data").check(["multiple_choice"])

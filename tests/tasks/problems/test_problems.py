@@ -88,6 +88,13 @@ def test_aime24_reads_any_spelling_of_its_keys(tmp_path):
     assert suite.describe()["max_new_tokens"] == 100
 
 
+@pytest.mark.parametrize("answer", ["", "1000", "\u0663", "1" * 5000, 1.5, None, True, -1])
+def test_an_answer_that_is_no_number_is_named(tmp_path, answer):
+    write(tmp_path / "aime24.jsonl", {"problem": "?", "answer": answer}, {"problem": " ", "answer": "025"})
+    wrong, empty = build(open_suite("aime24", data=tmp_path))
+    assert "line 1: 'answer' is" in wrong.reason and "line 2: 'problem' is empty" in empty.reason
+
+
 def test_a_problem_is_never_cut(gsm8k):
     suite = open_suite("gsm8k", data=gsm8k, max_new_tokens=100)
     size = len(build(suite)[0].prompt_ids) + 100

@@ -179,7 +179,9 @@ def test_short_essays_and_few_documents_go_round(official):
 
 
 @pytest.mark.parametrize("file", ["PaulGrahamEssays.json", "squad.json", "hotpotqa.json"])
-@pytest.mark.parametrize("content", ["", "[]", '{"data": [{}]}', '{"text": "short"}', "[{}]", "null"])
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"data": [{}]}', '{"text": "short"}', "[{}]", "null", "[" * 100_000, '{"text": "\\ud800"}']
+)
 def test_malformed_files_are_named_before_anything_runs(tmp_path, file, content):
     (tmp_path / file).write_text(content)
     with pytest.raises(DataError, match=re.escape(file)):

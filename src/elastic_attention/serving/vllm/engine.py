@@ -132,7 +132,12 @@ def open_adapter(model_config: Any, serving: ServingConfig) -> tuple[ElasticConf
 
 
 def attach_engine(worker: Any) -> RoutingEngine:
-    """Put routers on the attention layers of a worker that has loaded its model."""
+    """Put routers on the attention layers of a worker that has loaded its model.
+
+    Raises:
+        UnsupportedModel: a routed layer runs an attention that knows no routes; names it.
+        RouterMismatch, ValueError: as in `open_adapter`.
+    """
     from vllm.config import get_layers_from_vllm_config
     from vllm.distributed import get_tensor_model_parallel_rank
     from vllm.model_executor.layers.attention import Attention

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from elastic_attention.errors import DataError
+from elastic_attention.tasks.json_text import check_letters, parse_json
 from elastic_attention.tasks.packages import sha256_of
 
 Found = dict[str, Any] | str
@@ -43,9 +43,9 @@ def load_records(path: Path) -> tuple[tuple[str, Found], ...]:
         DataError: the file cannot be read, or holds no record at all.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         found = tuple(_read_list(path.name, text) if path.suffix == ".json" else _read_lines(path.name, text))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"{path.name} cannot be read ({error}); fetch the official file again.") from error
     if not any(isinstance(record, dict) for _, record in found):
         raise DataError(f"{path.name} holds no record; fetch the official file again.")
@@ -73,18 +73,24 @@ def _read_lines(name: str, text: str) -> Iterator[tuple[str, Found]]:
         if not line.strip():
             continue
         try:
-            yield f"{name}, line {number}", _check_table(json.loads(line))
-        except json.JSONDecodeError as error:
+            yield f"{name}, line {number}", _check_table(parse_json(line))
+        except ValueError as error:
             yield f"{name}, line {number}", f"no JSON ({error})"
 
 
 def _read_list(name: str, text: str) -> Iterator[tuple[str, Found]]:
-    rows = json.loads(text)
+    rows = parse_json(text)
     if not isinstance(rows, list):
-        raise DataError(f"{name} holds a {type(rows).__name__} instead of a list; fetch the official file again.")
+        raise ValueError(f"a {type(rows).__name__} instead of a list")
     for number, row in enumerate(rows, 1):
         yield f"{name}, record {number}", _check_table(row)
 
 
 def _check_table(value: Any) -> Found:
-    return value if isinstance(value, dict) else f"a {type(value).__name__} instead of a record"
+    if not isinstance(value, dict):
+        return f"a {type(value).__name__} instead of a record"
+    try:
+        check_letters(value)
+    except ValueError as error:
+        return str(error)
+    return value

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from elastic_attention.errors import DataError
-from elastic_attention.tasks.longbench.cutting import fit_prompt
+from elastic_attention.tasks.longbench.cutting import LEAST_TOKENS, fit_prompt
 from elastic_attention.tasks.longbench.files import digest_of, find_file, load_records
 from elastic_attention.tasks.sample import Tokenizer
 from elastic_attention.tasks.suite import Skipped, SuiteSample
@@ -33,8 +33,9 @@ class RecordSuite(ABC):
     is_joined = False
 
     def __init__(self, name: str, *, data: Path | None, max_prompt_tokens: int | None = None) -> None:
-        if max_prompt_tokens is not None and not (isinstance(max_prompt_tokens, int) and max_prompt_tokens > 0):
-            raise DataError(f"max_prompt_tokens={max_prompt_tokens!r} must be a positive number of tokens.")
+        limit = LEAST_TOKENS if max_prompt_tokens is None else max_prompt_tokens
+        if not (isinstance(limit, int) and limit >= LEAST_TOKENS):
+            raise DataError(f"max_prompt_tokens={limit!r} must be a number of tokens, {LEAST_TOKENS} or more.")
         self.name, self.data, self.max_prompt_tokens = name, data, max_prompt_tokens
 
     @abstractmethod

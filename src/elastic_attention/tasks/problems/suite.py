@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,8 @@ class Gsm8kSuite(ProblemSuite):
     def find_fault(self, task: str, record: dict[str, Any]) -> str | None:
         """Missing keys, or an answer without its number."""
         fault = find_fault(record, question=str, answer=str)
+        if fault is None and not record["question"].strip():
+            return "'question' is empty"
         if fault is None and find_marked(record["answer"]) is None:
             return "'answer' ends in no '#### NUMBER'"
         return fault
@@ -161,8 +164,10 @@ class AimeSuite(ProblemSuite):
         """Missing keys, or an answer that is none of 0 to 999."""
         fields = _lower_keys(record)
         fault = find_fault(fields, problem=str, answer=(str, int))
-        if fault is None and not (str(fields["answer"]).isdecimal() and int(fields["answer"]) < 1000):
-            return f"'answer' is {fields['answer']!r}, no whole number from 0 to 999"
+        if fault is None and not fields["problem"].strip():
+            return "'problem' is empty"
+        if fault is None and not re.fullmatch("[0-9]{1,3}", str(fields["answer"])):
+            return f"'answer' is {fields['answer']!r:.40}, no whole number from 0 to 999"
         return fault
 
     def write_prompt(self, task: str, record: Mapping[str, Any]) -> str:

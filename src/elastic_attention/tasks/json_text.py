@@ -1,0 +1,28 @@
+"""JSON out of data files that others made."""
+
+import json
+from typing import Any
+
+
+def parse_json(text: str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: it is no JSON, or nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def check_letters(value: Any) -> None:
+    """Look for halves of surrogate pairs: JSON can write them, and no tokenizer takes them.
+
+    Raises:
+        ValueError: there is one.
+    """
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"a text holds {error.object[error.start]!a}, half of a letter") from error

@@ -16,6 +16,7 @@ import torch
 from ..errors import ElasticAttentionError
 from ..records import write_file
 from ..tasks.suite import Skipped, Suite, SuiteSample
+from ..workers import end_with_parent
 from .answer_log import AnswerLog, Key, Line, make_line, make_skipped_line, read_answers
 from .asking import ask_samples
 from .methods import Method
@@ -162,7 +163,8 @@ def build_batches(
 
 
 def _start_worker(number: int) -> None:
-    """A tokenizer that was used before the process was forked asks for this, or warns in every worker."""
+    end_with_parent(number)
+    # A tokenizer that was used before the process was forked asks for this, or warns in every worker.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from torch.utils.data import DataLoader, Dataset
 
 from ...errors import DataError
+from ...workers import end_with_parent
 from .encoding import EncodedSample, Encoder
 from .record import check_record
 from .sources import RecordSource
@@ -119,7 +120,7 @@ def _encode_all(source: RecordSource, encoder: Encoder, workers: int) -> Iterato
     from rich.console import Console
     from rich.progress import track
 
-    loader = DataLoader(_Chunks(source, encoder), batch_size=None, num_workers=workers)
+    loader = DataLoader(_Chunks(source, encoder), batch_size=None, num_workers=workers, worker_init_fn=end_with_parent)
     console = Console(stderr=True)
     for chunk in track(loader, "tokenising", transient=True, console=console, disable=not console.is_terminal):
         yield from chunk

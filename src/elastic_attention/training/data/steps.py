@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from ...errors import RecipeError
 from ...tasks import KINDS, TRAINED_KINDS
+from ...workers import end_with_parent
 from .batch import PackedBatch, join_samples
 from .config import DataConfig, PackConfig
 from .corpus import Corpus
@@ -89,12 +90,13 @@ def stream_steps(dataset: PackedSteps, start: int) -> Iterator[list[PackedBatch]
         batch_size=None,
         num_workers=workers,
         prefetch_factor=4 if workers else None,
-        worker_init_fn=_ignore_signals,
+        worker_init_fn=_start_worker,
     )
     return iter(loader)
 
 
-def _ignore_signals(worker: int) -> None:
+def _start_worker(number: int) -> None:
+    end_with_parent(number)
     # A terminal sends Ctrl-C to every process, and a batch system SIGTERM; the trainer decides when its workers end.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

@@ -252,7 +252,8 @@ class Lab:
         if wanted.source in self.scale.masks and target is not None:
             return self._cut(entry, seed, target)
         wanted = dataclasses.replace(wanted, target=target)
-        recipe, folder = self.build_recipe(wanted, seed), self.find_folder(wanted, seed)
+        recipe = self.build_recipe(wanted, seed)
+        folder = self.find_folder(wanted, recipe)
         facts = folder / "result.json"
         if not facts.exists():
             with hold(folder):
@@ -283,9 +284,8 @@ class Lab:
         with hold(folder):
             return cut_mask(adapter, folder, msr)
 
-    def find_folder(self, wanted: Training, seed: int) -> Path:
-        """Where a training lies, by its recipe and the files it reads; its target is a number."""
-        recipe = self.build_recipe(wanted, seed)
+    def find_folder(self, wanted: Training, recipe: Recipe) -> Path:
+        """Where a training lies, by its recipe of `build_recipe` and the files that it reads."""
         name = f"{wanted.source}-{wanted.pair}-{fingerprint(recipe, digest_files(recipe))}"
         return self.output / "trained" / name
 

@@ -199,6 +199,12 @@ def summarize(study: Study, samples: int) -> Row:
     }
 
 
+def keep_origin(record: Row, path: Path) -> Row:
+    """The record with device, versions and memory of the one in `path`, if there is one: that was written where they are."""
+    earlier = read_record(path) if path.exists() else record
+    return record | {key: earlier[key] for key in ("device", "versions", "bytes")}
+
+
 def mean(lines: Sequence[Line], key: str) -> float:
     """Of a number of the lines."""
     return sum(getattr(line, key) for line in lines) / len(lines)
@@ -268,10 +274,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         seconds=sum(line.seconds for lines in study.answers.values() for line in lines),
         bytes=measure_peak_bytes(base.device),
     )
-    if not study.has_asked and options.record.exists():
-        earlier = read_record(options.record)
-        record |= {key: earlier[key] for key in ("device", "versions", "bytes")}
-    write_record(options.record, record)
+    write_record(options.record, record if study.has_asked else keep_origin(record, options.record))
 
 
 if __name__ == "__main__":

@@ -126,9 +126,9 @@ def test_masks_are_trained_once_and_cut(tiny, tmp_path):
     assert bool((masks[1] | ~masks[0]).all())  # heads that are sparse at .3 are so at .8
     assert len({row["folder"] for row in lab.trainings}) == 1
     # Other records are another training, even under the same name.
-    folder = lab.find_folder(Training(), 0)
+    folder = lab.find_folder(Training(), lab.build_recipe(Training(), 0))
     write_rows(tmp_path / "train.jsonl", make_rows(25))
-    assert lab.find_folder(Training(), 0) != folder
+    assert lab.find_folder(Training(), lab.build_recipe(Training(), 0)) != folder
 
 
 def test_processes_leave_each_other_their_work(tiny, tmp_path, monkeypatch):

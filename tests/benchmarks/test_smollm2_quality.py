@@ -13,13 +13,14 @@ import torch
 from paper_samples import KeptSuite
 from paper_sharing import Busy
 from quality_study import Study
-from smollm2_quality import list_contestants, pack_steps, summarize
+from smollm2_quality import keep_origin, list_contestants, pack_steps, summarize
 
 from elastic_attention import StreamingConfig
 from elastic_attention.config import TriangleConfig, to_dict
 from elastic_attention.errors import ElasticAttentionError
 from elastic_attention.evaluation.session import Base
 from elastic_attention.models.checkpoint import load_adapter, read_static_routes, save_static_routes
+from elastic_attention.records import build_record, write_record
 from elastic_attention.tasks.suite import open_suite
 from elastic_attention.training.recipe import load_recipe
 from elastic_attention.viz.gain_tables import render_gains
@@ -200,6 +201,16 @@ def test_the_record_is_what_the_tables_read(study):
         line for line in render_gains({"metrics": found}).splitlines() if "| routed | prulong | on the suite" in line
     )
     assert line.endswith("| 1.000 \\[1.000, 1.000\\] | – | 1.000 \\[1.000, 1.000\\] |")
+
+
+def test_a_record_that_is_written_elsewhere_keeps_where_it_was_asked(tmp_path):
+    path = tmp_path / "quality.json"
+    facts = {"config": {}, "model": "tiny", "data": {}, "seed": 1, "n": 1, "metrics": {}, "seconds": 1.0, "bytes": 5}
+    here = build_record("tool", device="this computer", **facts | {"bytes": 7})
+    assert keep_origin(here, path) == here
+    write_record(path, build_record("tool", device="a GPU", **facts | {"n": 9}))
+    kept = keep_origin(here, path)
+    assert (kept["device"], kept["bytes"], kept["n"]) == ("a GPU", 5, 1)
 
 
 def test_larger_packs_leave_the_steps_as_they_are():

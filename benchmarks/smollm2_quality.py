@@ -200,7 +200,7 @@ def summarize(study: Study, samples: int) -> Row:
 
 
 def keep_origin(record: Row, path: Path) -> Row:
-    """The record with device, versions and memory of the one in `path`, if there is one: that was written where they are."""
+    """The record with device, versions and memory of the one in `path`, if any: that one was written where they are."""
     earlier = read_record(path) if path.exists() else record
     return record | {key: earlier[key] for key in ("device", "versions", "bytes")}
 

@@ -52,3 +52,9 @@ def test_a_page_takes_them_from_the_records(tmp_path):
     assert update_tables(page, tmp_path, check=False) == ["ruler", "ruler_methods"]
     assert update_tables(page, tmp_path, check=True) == []
     assert "elastic-attn eval" in page.read_text()
+
+
+def test_a_method_that_decodes_with_all_keys_says_so_whatever_was_asked():
+    rows = [make_row("fa_xa", 0.9, esr_decode=0.0), make_row("routed", 0.9, esr_decode=0.6), make_row("dense", 0.9)]
+    table = render_eval_methods(make_record("eval", {"rows": rows})).splitlines()[2:]
+    assert [line.split("|")[2].strip() for line in table] == ["full", "sparse", "–"]

@@ -16,6 +16,7 @@ from .units import (
     format_thousandths,
     format_words,
     list_rows,
+    name_decode,
     to_number,
 )
 
@@ -69,7 +70,7 @@ def render_eval_methods(record: Record) -> str:
     rows = [
         {
             **row,
-            "decode": None if row.get("method") == "dense" else row.get("decode"),
+            "decode": name_decode(row),
             "score_text": format_estimate(row["score"], row.get("score_low"), row.get("score_high")),
             "relative_text": format_estimate(
                 row.get("relative_score"), row.get("relative_low"), row.get("relative_high")

@@ -21,6 +21,7 @@ from .units import (
     format_verdict,
     format_words,
     list_rows,
+    name_decode,
     to_number,
 )
 
@@ -101,6 +102,7 @@ def render_frontier(record: Record) -> str:
     rows = [
         {
             **row,
+            "decode": name_decode(row),
             "score_text": format_estimate(row.get("score"), row.get("score_low"), row.get("score_high")),
             "relative_text": format_estimate(
                 row.get("relative_score"), row.get("relative_low"), row.get("relative_high")

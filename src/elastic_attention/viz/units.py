@@ -122,6 +122,13 @@ def format_command(value: object) -> str:
     return f"python {command}" if command.endswith(".py") else f"elastic-attn {command}"
 
 
+def name_decode(row: Mapping[str, Any]) -> str | None:
+    """What sparse heads read while decoding: "sparse" or "full", also where a method has no other way; None for dense."""
+    if row.get("method") == "dense":
+        return None
+    return "full" if row.get("esr_decode") == 0 and row.get("msr") else row.get("decode")
+
+
 def list_rows(record: Mapping[str, Any], name: str = "rows") -> list[dict[str, Any]]:
     """The rows under `metrics.<name>` of a record; an empty list where there are none."""
     rows = record.get("metrics", {}).get(name)

@@ -123,7 +123,7 @@ def format_command(value: object) -> str:
 
 
 def name_decode(row: Mapping[str, Any]) -> str | None:
-    """What sparse heads read while decoding: "sparse" or "full", also where a method has no other way; None for dense."""
+    """How a row was decoded: "sparse" or "full", also where a method has no other way than full; None for dense."""
     if row.get("method") == "dense":
         return None
     return "full" if row.get("esr_decode") == 0 and row.get("msr") else row.get("decode")

@@ -25,7 +25,7 @@ def test_an_unknown_precision_is_named_before_anything_is_fetched(tmp_path):
 
 @pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "~/nowhere", "a/b/c"])
 def test_a_path_without_a_folder_is_no_hub_id(name):
-    with pytest.raises(ElasticAttentionError, match=f"There is no model folder {name}; pass a folder"):
+    with pytest.raises(FileNotFoundError, match=f"There is no model folder {name}; check"):
         load_model(name)
 
 

@@ -25,7 +25,8 @@ def load_model(name: str, *, dtype: str = "bfloat16", device: str | None = None)
         (model, tokenizer).
 
     Raises:
-        ElasticAttentionError: an unknown `dtype`, or a path where there is no folder.
+        ElasticAttentionError: an unknown `dtype`.
+        FileNotFoundError: a path where there is no folder.
         DownloadError: the embedded model can neither be found nor fetched.
         OSError, ValueError: transformers finds no model of this name, or cannot load it.
     """
@@ -34,7 +35,7 @@ def load_model(name: str, *, dtype: str = "bfloat16", device: str | None = None)
     kind, path = read_dtype(dtype), resolve_model(name)
     is_place = Path(path).is_absolute() or path.startswith((".", "~")) or path.count("/") > 1  # no hub id
     if is_place and not Path(path).is_dir():
-        raise ElasticAttentionError(f"There is no model folder {path}; pass a folder, a hub id, or 'smollm2'.")
+        raise FileNotFoundError(f"There is no model folder {path}; check the path.")
     more = {} if (config := find_stock_config(path)) is None else {"config": config}
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=kind, attn_implementation="sdpa", **more)

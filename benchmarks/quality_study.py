@@ -154,18 +154,16 @@ class Study:
         Raises:
             Busy: another process makes it.
         """
-        if contestant.method.folder:
-            folder = Path(contestant.method.folder)
-            if not is_saved(folder):
-                if folder not in self.awaited:
-                    print(f"{contestant.method.label}: waits for an adapter in {folder}", flush=True)
-                    self.awaited.add(folder)
-                raise Busy(f"{folder} is not there yet")
-            if not contestant.is_exchanged:
-                return folder
+        folder = Path(contestant.method.folder) if contestant.method.folder else None
+        if folder and not is_saved(folder):
+            if folder not in self.awaited:
+                print(f"{contestant.method.label}: waits for an adapter in {folder}", flush=True)
+                self.awaited.add(folder)
+            raise Busy(f"{folder} is not there yet")
         if contestant.is_exchanged:
-            given = contestant.method.folder or self.routers or find_pretrained(describe_model(self.base.model)[0])
-            return self.exchange(Path(given))
+            return self.exchange(Path(folder or self.routers or find_pretrained(describe_model(self.base.model)[0])))
+        if folder:
+            return folder
         if contestant.recipe is not None:
             return self.train(contestant)
         return self.rank() if contestant.like else None

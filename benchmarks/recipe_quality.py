@@ -30,7 +30,7 @@ from elastic_attention.evaluation.methods import Method
 from elastic_attention.evaluation.plan import EvalPlan, parse_method
 from elastic_attention.evaluation.runner import find_lines, run_plan
 from elastic_attention.evaluation.session import Base, describe_device, measure_peak_bytes, open_base
-from elastic_attention.evaluation.suite_run import digest_adapter, hush_transformers, make_plan
+from elastic_attention.evaluation.suite_run import digest_adapter, hush_transformers, make_plan, shorten_name
 from elastic_attention.records import build_record, read_record, write_record
 from elastic_attention.tasks.suite import Suite, check_tasks, open_suite
 from elastic_attention.training.recipe import Recipe, load_recipe
@@ -180,12 +180,6 @@ def mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def describe_name(base: Base) -> str:
-    """The model's name; of a folder that is named from the root, its last part."""
-    name = base.describe()["name"]
-    return Path(name).name if Path(name).is_absolute() else name
-
-
 def forget_memory() -> None:
     """Let the peak memory of a run be its own."""
     if torch.cuda.is_available():
@@ -277,7 +271,7 @@ def main(arguments: list[str] | None = None) -> None:
                 "recipes": [run.path.name for run in labels.values()],
                 "is_complete": len(labels) == len(runs),
             },
-            model=base.describe() | {"name": describe_name(base)},
+            model=(model := base.describe()) | {"name": shorten_name(model["name"])},
             data={"suite": suite.name, **suite.describe()},
             device=describe_device(base.device),
             seed=options.seed,

@@ -15,17 +15,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from elastic_attention.cli.eval import split_option
 from elastic_attention.errors import ElasticAttentionError
 from elastic_attention.evaluation.answer_log import Line, read_answers
 from elastic_attention.evaluation.methods import Method
 from elastic_attention.evaluation.plan import EvalPlan
 from elastic_attention.evaluation.runner import RUN_FILE
-from elastic_attention.evaluation.suite_run import shorten_folders
+from elastic_attention.evaluation.suite_run import shorten_folders, shorten_name
 from elastic_attention.evaluation.suite_summary import summarize_run
 from elastic_attention.records import Record, build_record, read_record, write_record
 from elastic_attention.tasks.suite import open_suite
 
-TAKEN = ("device", "versions", "package")
+TAKEN = ("versions", "package")
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -72,13 +73,12 @@ def summarize_stopped(folder: Path, data: dict[str, Any], like: Record) -> Recor
     asked = read_plan(run)
     plan, lines = pick_lines(asked, folder)
     routing = {"routing": run["routing"], "adapters": run["adapters"]}
-    name = Path(run["model"]["name"])
     metrics = summarize_run(plan, open_suite(run["suite"], **data), lines)
     record = build_record(
         "benchmarks/stopped_run.py",
         config=shorten_folders({"plan": plan.describe(), **routing})
         | {"asked": {"tasks": asked.tasks, "lengths": asked.lengths}},
-        model=run["model"] | {"name": name.name if name.is_absolute() else str(name)},  # a folder says no more
+        model=run["model"] | {"name": shorten_name(run["model"]["name"])},
         data={"suite": run["suite"], **run["suite_data"]},
         device=like["device"],
         seed=plan.seed,
@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args(arguments)
     data: dict[str, Any] = {"data": options.data} if options.data else {}
-    data |= dict(text.split("=", 1) for text in options.option)
+    data |= dict(map(split_option, options.option))
     record = summarize_stopped(options.folder, data, read_record(options.like))
     for row in record["metrics"]["rows"]:
         print(f"{row['label']}: {row['n']} answers, score {row['score']:.3f}")

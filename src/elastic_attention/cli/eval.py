@@ -89,7 +89,7 @@ def evaluate(
     except ValueError as error:
         raise ElasticAttentionError(f"--lengths {','.join(_split(lengths))} must be whole numbers.") from error
     # All that can be wrong is looked at before the model is loaded.
-    chosen = open_suite(suite, data=data, **dict(map(_split_option, option or ())))
+    chosen = open_suite(suite, data=data, **dict(map(split_option, option or ())))
     asked, answering = check_tasks(chosen, _split(tasks)), tuple(map(parse_method, _split(methods)))
     base = open_base(model, device=choose_shard_device(device), dtype=None if dtype is None else dtype.value)
     plan = make_plan(
@@ -130,7 +130,12 @@ def _split(texts: list[str] | None) -> list[str]:
     return [part.strip() for text in texts or () for part in text.split(",") if part.strip()]
 
 
-def _split_option(text: str) -> tuple[str, str | int]:
+def split_option(text: str) -> tuple[str, str | int]:
+    """Name and value of an option of a suite.
+
+    Raises:
+        ElasticAttentionError: it is not written as KEY=VALUE.
+    """
     from ..errors import ElasticAttentionError
 
     key, equals, value = text.partition("=")

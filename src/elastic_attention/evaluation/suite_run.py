@@ -206,6 +206,11 @@ def shorten_folder(folder: str | None) -> str | None:
     return None if folder is None else "/".join(part for part in Path(folder).parts[-2:] if part != "/")
 
 
+def shorten_name(name: str) -> str:
+    """The model's name for a record; of a folder that is named from the root, its last part."""
+    return Path(name).name if Path(name).is_absolute() else name
+
+
 @contextlib.contextmanager
 def hush_transformers() -> Iterator[None]:
     """Inside, transformers warns of nothing: prompts are tried at sizes past the limit before one fits."""

@@ -162,6 +162,11 @@ def push_adapter(
         return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload routers").commit_url)
 
 
+def names_folder(source: str) -> bool:
+    """Is it written as a path? What is not may be a hub id."""
+    return Path(source).is_absolute() or source.startswith((".", "~")) or source.count("/") > 1
+
+
 def locate_folder(source: str | Path, patterns: Sequence[str], *, kind: str, revision: str | None = None) -> Path:
     """A local folder as it is; otherwise the snapshot of a hub repository.
 
@@ -175,7 +180,7 @@ def locate_folder(source: str | Path, patterns: Sequence[str], *, kind: str, rev
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder
-    if folder.is_absolute() or folder.exists() or str(source).startswith(".") or str(source).count("/") != 1:
+    if names_folder(str(source)) or folder.exists() or "/" not in str(source):
         raise AdapterError(f"There is no {kind} folder {folder}; pass a folder with {patterns[0]} or a hub id.")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from ..errors import ElasticAttentionError
+from .checkpoint import names_folder
 from .embedded import resolve_model
 from .released_patterns import strip_infllm
 from .tensor_folder import read_json
@@ -33,8 +34,7 @@ def load_model(name: str, *, dtype: str = "bfloat16", device: str | None = None)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     kind, path = read_dtype(dtype), resolve_model(name)
-    is_place = Path(path).is_absolute() or path.startswith((".", "~")) or path.count("/") > 1  # no hub id
-    if is_place and not Path(path).is_dir():
+    if names_folder(path) and not Path(path).is_dir():
         raise FileNotFoundError(f"There is no model folder {path}; check the path.")
     more = {} if (config := find_stock_config(path)) is None else {"config": config}
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,6 +1,7 @@
 """JSON out of data files that others made."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 
@@ -14,6 +15,18 @@ def parse_json(text: str) -> Any:
         return json.loads(text)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file, with or without a byte order mark.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: as in `parse_json` and `check_letters`.
+    """
+    value = parse_json(path.read_text(encoding="utf-8-sig"))
+    check_letters(value)
+    return value
 
 
 def check_letters(value: Any) -> None:

@@ -8,15 +8,14 @@ from typing import Any
 from .columns import Column
 from .markdown import escape_markdown, render_markdown
 from .units import (
+    describe_scores,
     format_bytes,
     format_count,
-    format_estimate,
     format_ratio,
     format_text,
     format_thousandths,
     format_words,
     list_rows,
-    name_decode,
     to_number,
 )
 
@@ -67,18 +66,7 @@ def render_eval_methods(record: Record) -> str:
         Column(key="kv_bytes", heading="KV", format=format_bytes),
         Column(key="kv_bytes_dense", heading="KV dense", format=format_bytes),
     )
-    rows = [
-        {
-            **row,
-            "decode": name_decode(row),
-            "score_text": format_estimate(row["score"], row.get("score_low"), row.get("score_high")),
-            "relative_text": format_estimate(
-                row.get("relative_score"), row.get("relative_low"), row.get("relative_high")
-            ),
-        }
-        for row in list_rows(record)
-    ]
-    return render_markdown(columns, rows) + _list_stand_ins(record)
+    return render_markdown(columns, [describe_scores(row) for row in list_rows(record)]) + _list_stand_ins(record)
 
 
 def _list_stand_ins(record: Record) -> str:

@@ -9,9 +9,9 @@ from .markdown import render_markdown
 from .summary import average, summarise_demo
 from .units import (
     MISSING,
+    describe_scores,
     format_bytes,
     format_count,
-    format_estimate,
     format_percent,
     format_ratio,
     format_seconds,
@@ -21,7 +21,6 @@ from .units import (
     format_verdict,
     format_words,
     list_rows,
-    name_decode,
     to_number,
 )
 
@@ -99,18 +98,7 @@ def render_frontier(record: Record) -> str:
         Column(key="score_text", heading="Score", format=format_text),
         Column(key="relative_text", heading="Relative to dense", format=format_text),
     )
-    rows = [
-        {
-            **row,
-            "decode": name_decode(row),
-            "score_text": format_estimate(row.get("score"), row.get("score_low"), row.get("score_high")),
-            "relative_text": format_estimate(
-                row.get("relative_score"), row.get("relative_low"), row.get("relative_high")
-            ),
-        }
-        for row in list_rows(record)
-    ]
-    return render_markdown(columns, rows)
+    return render_markdown(columns, [describe_scores(row) for row in list_rows(record)])
 
 
 def render_quality_speed(record: Record) -> str:
@@ -124,16 +112,7 @@ def render_quality_speed(record: Record) -> str:
         Column(key="prefill_speedup", heading="Prefill, times as fast", format=format_ratio),
         Column(key="decode_speedup", heading="Decoding, times as fast", format=format_ratio),
     )
-    rows = [
-        {
-            **row,
-            "relative_text": format_estimate(
-                row.get("relative_score"), row.get("relative_low"), row.get("relative_high")
-            ),
-        }
-        for row in list_rows(record)
-    ]
-    return render_markdown(columns, rows)
+    return render_markdown(columns, [describe_scores(row) for row in list_rows(record)])
 
 
 def render_bench_cpu(record: Record) -> str:

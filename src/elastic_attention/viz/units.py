@@ -122,11 +122,18 @@ def format_command(value: object) -> str:
     return f"python {command}" if command.endswith(".py") else f"elastic-attn {command}"
 
 
-def name_decode(row: Mapping[str, Any]) -> str | None:
-    """How a row was decoded: "sparse" or "full", also where a method has no other way than full; None for dense."""
-    if row.get("method") == "dense":
-        return None
-    return "full" if row.get("esr_decode") == 0 and row.get("msr") else row.get("decode")
+def describe_scores(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A method's row for a table: `score_text` and `relative_text` with their intervals, and how it decoded.
+
+    `decode` is "full" also where a method has no other way, and None for the dense model.
+    """
+    has_all_keys = row.get("esr_decode") == 0 and row.get("msr")
+    return {
+        **row,
+        "decode": None if row.get("method") == "dense" else "full" if has_all_keys else row.get("decode"),
+        "score_text": format_estimate(row.get("score"), row.get("score_low"), row.get("score_high")),
+        "relative_text": format_estimate(row.get("relative_score"), row.get("relative_low"), row.get("relative_high")),
+    }
 
 
 def list_rows(record: Mapping[str, Any], name: str = "rows") -> list[dict[str, Any]]:

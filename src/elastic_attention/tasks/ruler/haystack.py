@@ -11,7 +11,7 @@ from pathlib import Path
 from elastic_attention.errors import DataError
 from elastic_attention.tasks.corpora import load_corpora
 from elastic_attention.tasks.drawing import take_split
-from elastic_attention.tasks.json_text import check_letters, parse_json
+from elastic_attention.tasks.json_text import read_json
 
 ESSAYS = "PaulGrahamEssays.json"
 SUBSTITUTE = "held-out presidential addresses for Paul Graham's essays"
@@ -70,8 +70,7 @@ def has_essays(data: Path | None) -> bool:
 def read_essays(path: Path) -> str:
     """The text of the original file. Raises DataError when it is malformed."""
     try:
-        text = parse_json(path.read_text(encoding="utf-8-sig"))["text"]
-        check_letters(text)
+        text = read_json(path)["text"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{path} is no essay file ({error!r:.120}); it must be {{'text': ...}} as RULER's own download writes it."

@@ -13,7 +13,7 @@ from typing import Any
 from elastic_attention.errors import DataError
 from elastic_attention.tasks.corpora import Country, load_corpora
 from elastic_attention.tasks.drawing import take_split
-from elastic_attention.tasks.json_text import check_letters, parse_json
+from elastic_attention.tasks.json_text import read_json
 from elastic_attention.tasks.ruler.draft import Draft
 from elastic_attention.tasks.ruler.templates import DOCUMENT, QUESTION
 
@@ -84,9 +84,7 @@ def load_library(dataset: str, data: Path | None, corpora: str | None) -> Librar
     path = data / FILES[dataset]
     read: Callable[[Any], Library] = read_squad if dataset == "squad" else read_hotpotqa
     try:
-        content = parse_json(path.read_text(encoding="utf-8-sig"))
-        check_letters(content)
-        library = read(content)
+        library = read(read_json(path))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is no {dataset} file ({error!r:.120}); take the official one of RULER.") from error
     if not library.questions:

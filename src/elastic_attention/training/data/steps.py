@@ -98,8 +98,8 @@ def stream_steps(dataset: PackedSteps, start: int) -> Iterator[list[PackedBatch]
 def _start_worker(number: int) -> None:
     end_with_parent(number)
     # A terminal sends Ctrl-C to every process, and a batch system SIGTERM; the trainer decides when its workers end.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    for sent in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(sent, signal.SIG_IGN)
 
 
 def kinds_of(config: DataConfig) -> tuple[str, ...]:

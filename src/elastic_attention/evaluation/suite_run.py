@@ -173,7 +173,7 @@ def evaluate_suite(
     return build_record(
         "eval",
         config=shorten_folders({"plan": plan.describe(), "routing": routed, "adapters": adapters}),
-        model=_name_model(base),
+        model=(model := base.describe()) | {"name": shorten_name(model["name"])},
         data={"suite": suite.name, **suite.describe()},
         device=describe_device(base.device),
         seed=plan.seed,
@@ -182,12 +182,6 @@ def evaluate_suite(
         seconds=sum(line.seconds for line in lines),
         bytes=measure_peak_bytes(base.device),
     )
-
-
-def _name_model(base: Base) -> dict[str, Any]:
-    """The model for a record; of a folder its last part."""
-    facts = base.describe()
-    return facts | {"name": Path(base.name).resolve().name} if Path(base.name).is_dir() else facts
 
 
 def shorten_folders(config: dict[str, Any]) -> dict[str, Any]:
@@ -207,8 +201,9 @@ def shorten_folder(folder: str | None) -> str | None:
 
 
 def shorten_name(name: str) -> str:
-    """The model's name for a record; of a folder that is named from the root, its last part."""
-    return Path(name).name if Path(name).is_absolute() else name
+    """The model's name for a record; of a folder, here or on the computer that a run comes from, its last part."""
+    path = Path(name)
+    return path.resolve().name if path.is_absolute() or path.is_dir() else name
 
 
 @contextlib.contextmanager

@@ -1,11 +1,12 @@
 """Routers of SmolLM2 against every method with one mask for all inputs, at the same sparsity; one resumable command.
 
     python benchmarks/smollm2_quality.py --output runs/quality --record results/quality.json
+    python benchmarks/smollm2_quality.py --part dial --output runs/quality --record results/quality_dial.json
 
 Masks are trained by the same trainer, for the same steps on the same data, and everybody answers the same held-out
 samples through the runner of `elastic-attn eval`. Masks are cut at the MSR of the routers over the suite, and once more
-at the one on each sensitive kind. Budgets make the same routers more or less sparse, each beside a mask cut at the MSR
-that it gives. They are also asked with a triangle in place of their window (`fa_ta`), for which they were not trained.
+at the one on each sensitive kind. The dial is what one trained router can do without training: budgets make it more or
+less sparse, each beside a mask cut at the MSR that it gives, and a triangle takes the place of its window (`fa_ta`).
 
 Adapters and answers stay in --output, so a run that was stopped goes on; processes with the same command share the
 work, also with a training that has yet to write the adapters of `--routers` and `--fa-xa`: masks are trained meanwhile,
@@ -66,8 +67,8 @@ def learn_mask(recipe: Recipe, source: str, target: float) -> Recipe:
     )
 
 
-def list_contestants(recipe: Recipe, options: argparse.Namespace) -> list[Contestant]:
-    """Who is asked what, the most important first."""
+def list_masks(recipe: Recipe, options: argparse.Namespace) -> list[Contestant]:
+    """Routers and every method with one mask for all inputs, the most important first."""
     msr, whole, few = options.aim, options.samples, min(options.few_samples, options.samples)
     masks = {
         place: [
@@ -93,29 +94,40 @@ def list_contestants(recipe: Recipe, options: argparse.Namespace) -> list[Contes
         *masks["suite"],
         *masks["kind"],
         Contestant(method=Method(name="routed", folder=options.routers, decode="full", note="full"), samples=few),
-        Contestant(
-            method=Method(name="fa_ta", folder=options.routers, note="exchanged"), samples=whole, is_exchanged=True
-        ),
-        *list_frontier(recipe, options),
         Contestant(method=Method(name="all_sparse"), samples=whole),
         Contestant(method=Method(name="random", target=msr), samples=whole),
         *(Contestant(method=Method(name=name), samples=few) for name in ("xattention", "triangle_mix")),
     ]
 
 
-def list_frontier(recipe: Recipe, options: argparse.Namespace) -> list[Contestant]:
-    """The routers with other budgets, and sampled logits cut at the MSR that each of them has over the suite."""
-    few, rows = min(options.few_samples, options.samples), []
+def list_dial(recipe: Recipe, options: argparse.Namespace) -> list[Contestant]:
+    """The routers with a triangle and with other budgets, and sampled logits cut at the MSR of each budget."""
+    whole, few = options.samples, min(options.few_samples, options.samples)
+    routed = Method(name="routed", folder=options.routers)
+    mask = Contestant(
+        method=Method(name="static", note="dial"),
+        samples=few,
+        recipe=learn_mask(recipe, "static", options.aim),
+        like=routed.label,
+    )
+    rows = [
+        Contestant(method=Method(name="dense"), samples=whole),
+        Contestant(method=routed, samples=whole),
+        Contestant(
+            method=Method(name="fa_ta", folder=options.routers, note="exchanged"), samples=whole, is_exchanged=True
+        ),
+        mask,
+    ]
     for budget in options.budgets:
-        method = Method(name="routed", folder=options.routers, note=f"budget{budget:+g}")
-        mask = Contestant(
-            method=Method(name="static", note="frontier"),
-            samples=few,
-            recipe=learn_mask(recipe, "static", options.aim),
-            like=method.label,
-        )
-        rows += [Contestant(method=method, samples=few, budget=budget), mask]
+        method = dataclasses.replace(routed, note=f"budget{budget:+g}")
+        rows += [
+            Contestant(method=method, samples=few, budget=budget),
+            dataclasses.replace(mask, like=method.label),
+        ]
     return rows
+
+
+PARTS = {"masks": list_masks, "dial": list_dial}
 
 
 def pack_steps(recipe: Recipe, tokens: int, pack_tokens: int) -> Recipe:
@@ -213,6 +225,7 @@ def mean(lines: Sequence[Line], key: str) -> float:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Compare, and write what there is."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=list(PARTS), default="masks", help="who is asked")
     parser.add_argument("--recipe", type=Path, default=ROOT / "recipes" / "smollm2-head-router.toml")
     parser.add_argument("--output", type=Path, default=Path("runs/quality"))
     parser.add_argument("--routers", help="adapter of FA-SSA, waited for if need be; default: what ships")
@@ -224,7 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, help="of the masks, and of FA-XA where it is trained here")
     parser.add_argument("--pack-tokens", type=int, help="of a pack; steps keep their tokens. Default: the recipe's")
     parser.add_argument("--aim", type=float, default=0.77, help="MSR that masks train for; cut at the routers' own")
-    parser.add_argument("--budgets", type=float, nargs="*", default=list(BUDGETS), help="of routers on the frontier")
+    parser.add_argument("--budgets", type=float, nargs="*", default=list(BUDGETS), help="of routers on the dial")
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--batch-tokens", type=int)
     parser.add_argument("--max-minutes", type=float, default=1e9)
@@ -248,7 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         batch_tokens=options.batch_tokens or BATCH_TOKENS[base.device.type],
         deadline=began + options.max_minutes * 60,
     )
-    is_complete = study.take_all(list_contestants(recipe, options))
+    is_complete = study.take_all(PARTS[options.part](recipe, options))
     if not is_complete:
         print("Stopped in time; run the same command again to go on.", flush=True)
     if "dense" not in study.answers:
@@ -257,13 +270,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     record = build_record(
         "benchmarks/smollm2_quality.py",
         config={
+            "part": options.part,
             "methods": methods,
             "lengths": options.lengths,
             "samples": options.samples,
             "aim": options.aim,
             "steps": recipe.steps,
             "few_samples": options.few_samples,
-            "budgets": options.budgets,
+            "budgets": options.budgets if options.part == "dial" else [],
         },
         model=recipe.model,
         data={"suite": study.suite.name, **study.suite.describe()},

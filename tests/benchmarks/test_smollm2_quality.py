@@ -13,7 +13,7 @@ import torch
 from paper_samples import KeptSuite
 from paper_sharing import Busy
 from quality_study import Study
-from smollm2_quality import keep_origin, list_contestants, pack_steps, summarize
+from smollm2_quality import PARTS, keep_origin, list_masks, pack_steps, summarize
 
 from elastic_attention import StreamingConfig
 from elastic_attention.config import TriangleConfig, to_dict
@@ -67,7 +67,7 @@ def study(folder):
             save_routers(path / "adapter")
         return {"is_finished": True, "steps": recipe.steps, "seconds": 0.0}
 
-    def take(seconds=600.0):
+    def take(seconds=600.0, part="masks"):
         suite = open_suite("mixture")
         suite.tasks = suite.headline = ("needle", "prose")
         made = Study(
@@ -79,7 +79,7 @@ def study(folder):
             samples=OPTIONS.samples, workers=0, batch_tokens=1, deadline=time.monotonic() + seconds,
             routers=str(folder / "shipped"),
         )  # fmt: skip
-        contestants = [c for c in list_contestants(RECIPE, OPTIONS) if c.method.name != "fa_xa"]
+        contestants = [c for c in PARTS[part](RECIPE, OPTIONS) if c.method.name != "fa_xa"]
         made.is_complete = made.take_all(contestants)
         return made
 
@@ -98,28 +98,42 @@ def test_everybody_is_asked_and_a_stopped_study_goes_on(study, folder, monkeypat
     plain = [label for label in labels if "-kind-" not in label]
     masks = [label for own in made.cuts.values() for label in own]
     assert made.is_complete and [label for label in plain if label not in masks] == [
-        "dense", "routed", "routed-full", "fa_ta-exchanged", "routed-budget-20", "all_sparse", "random@0.700",
-        "xattention", "triangle_mix",
+        "dense", "routed", "routed-full", "all_sparse", "random@0.700", "xattention", "triangle_mix",
     ]  # fmt: skip
+    few = [label for label in plain if label not in masks]
+    assert [len(made.answers[label]) for label in few] == [8, 8, 4, 8, 8, 4, 4]
+    for (router, name, place), own in made.cuts.items():  # no more sparse heads than the routers have there
+        ((msr, kinds),) = made.find_suite(router) if place == "suite" else made.find_kinds(router)
+        note = "-kind-routed" if place == "kind" else ""
+        assert own == [f"{name}@{int(msr * 6 + 1e-6) / 6:.3f}{note}"]
+        assert {line.task for line in made.answers[own[0]]} == set(kinds)
+        assert all(msr - 1 / 6 < line.msr <= msr + 1e-6 for line in made.answers[own[0]])
+    assert len(made.cuts) == 4 * 2
+    monkeypatch.setattr("elastic_attention.evaluation.runner.ask_samples", None)  # nothing is asked again
+    again = study(seconds=-1)  # what is there is read, however late it is
+    assert again.is_complete and again.answers == made.answers and not again.has_asked
+
+
+def test_a_dial_turns_routers_beside_masks_of_the_same_sparsity(study):
+    made = study(part="dial")
+    masks = {router: own for (router, _, _), own in made.cuts.items()}
+    assert made.is_complete and list(masks) == ["routed", "routed-budget-20"]
+    for router, own in masks.items():
+        ((msr, _),) = made.find_suite(router)
+        assert own == [f"static@{int(msr * 6 + 1e-6) / 6:.3f}-dial"]
+    asked = {label: len(lines) for label, lines in made.answers.items()}
+    assert asked == {"dense": 8, "routed": 8, "fa_ta-exchanged": 8, "routed-budget-20": 4} | {
+        label: 4 for own in masks.values() for label in own
+    }
+    assert made.find_suite("routed-budget-20")[0][0] < made.find_suite("routed")[0][0]
     assert load_adapter(made.methods["fa_ta-exchanged"].folder)[0].sparse_pattern == TriangleConfig(
         num_sink_tokens=SINK,
         local_window=WINDOW,
         block_size=BLOCK,
         num_last_queries=128,
     )
-    few = [label for label in plain if label not in masks[:8]]
-    assert [len(made.answers[label]) for label in few] == [8, 8, 4, 8, 4, 4, 8, 8, 4, 4]
-    for (router, name, place), own in made.cuts.items():  # no more sparse heads than the routers have there
-        ((msr, kinds),) = made.find_suite(router) if place == "suite" else made.find_kinds(router)
-        note = "-frontier" if "budget" in router else "-kind-routed" if place == "kind" else ""
-        assert own == [f"{name}@{int(msr * 6 + 1e-6) / 6:.3f}{note}"]
-        assert {line.task for line in made.answers[own[0]]} == set(kinds)
-        assert all(msr - 1 / 6 < line.msr <= msr + 1e-6 for line in made.answers[own[0]])
-    assert list(made.cuts)[-1] == ("routed-budget-20", "static", "suite") and len(made.cuts) == 4 * 2 + 1
-    assert made.find_suite("routed-budget-20")[0][0] < made.find_suite("routed")[0][0]
-    monkeypatch.setattr("elastic_attention.evaluation.runner.ask_samples", None)  # nothing is asked again
-    again = study(seconds=-1)  # what is there is read, however late it is
-    assert again.is_complete and again.answers == made.answers and not again.has_asked
+    found = summarize(made, OPTIONS.samples)
+    assert {row["label"] for row in found["rows"]} <= set(made.answers)
 
 
 def test_what_is_missing_does_not_hide_what_comes_after_it(study, folder):
@@ -145,7 +159,7 @@ def test_answers_of_other_routers_are_refused(study, folder, tmp_path):
 def test_routers_that_others_train_are_waited_for(study, folder, tmp_path, capsys):
     made = study()
     capsys.readouterr()
-    (given,) = (c for c in list_contestants(RECIPE, replaced_options(tmp_path)) if c.method.label == "routed")
+    (given,) = (c for c in list_masks(RECIPE, replaced_options(tmp_path)) if c.method.label == "routed")
     for _ in range(2):
         with pytest.raises(Busy):
             made.settle(given)
@@ -184,19 +198,17 @@ def test_the_record_is_what_the_tables_read(study):
     assert rows["dense"]["relative_score"] == rows["routed"]["relative_score"] == 1.0 and rows["dense"]["n"] == 4
     shares = {(row["label"], row["of"], row["kinds"]): row for row in found["shares"]}
     assert shares["routed", "dense", "sensitive"]["value"] == 1.0 and shares["routed", "dense", "all"]["n"] == 4
-    assert shares["fa_ta-exchanged", "routed", "all"]["value"] == 0.0
     assert not any(label == of or label == "dense" or kinds == "robust" for label, of, kinds in shares)
     kinds = {row["kind"]: row for row in found["by_kind"]}
     assert kinds["needle"]["dense"] == 1.0 and kinds["prose"]["dense"] == 0.0 and kinds["needle"]["n"] == 4
     gains = {(g["router"], g["mask"], g["kinds"], g["same_msr_on"]): g for g in found["gains"]}
-    # All and sensitive kinds, and at the kind's own MSR the sensitive one; and of another budget.
-    assert len(gains) == 4 * (2 + 1) + 2
+    assert len(gains) == 4 * (2 + 1)  # all and sensitive kinds, and at the kind's own MSR the sensitive one
     assert gains["routed", "prulong", "sensitive", "suite"]["low"] == 1.0
     at_kind = gains["routed", "prulong", "sensitive", "kind"]
     assert at_kind["value"] == 1.0 and at_kind["msr_router"] - 1 / 6 < at_kind["msr_mask"] <= at_kind["msr_router"]
     table = render_quality({"metrics": found})
     assert table.index("| needle |") < table.index("Outside the mean") < table.index("| prose |")
-    assert render_frontier({"metrics": found}).count("| routed |") == 3 and "empty" not in rows["routed"]
+    assert render_frontier({"metrics": found}).count("| routed |") == 2 and "empty" not in rows["routed"]
     line = next(
         line for line in render_gains({"metrics": found}).splitlines() if "| routed | prulong | on the suite" in line
     )

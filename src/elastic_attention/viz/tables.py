@@ -76,13 +76,15 @@ TABLES = {
     "quality": TableSource(record="quality.json", render=render_quality),
     "frontier": TableSource(record="quality.json", render=render_frontier),
     "gains": TableSource(record="quality.json", render=render_gains),
+    "dial": TableSource(record="quality_dial.json", render=render_eval_methods),
+    "dial_gains": TableSource(record="quality_dial.json", render=render_gains),
     "training": TableSource(record="training_throughput.json", render=render_training),
     "training_hours": TableSource(record="training_throughput.json", render=render_training_hours),
 }
 
 # Recipes of one model: results/recipes_MODEL.json gives what they keep, what routers gain over masks, the runs,
 # and the sparsity that they end at.
-for _name in ("recipes_smollm2", "recipes_coder"):
+for _name in ("recipes_smollm2", "recipes_coder", "recipes_coder_trials"):
     TABLES[_name] = TableSource(record=f"{_name}.json", render=render_recipes)
     TABLES[f"{_name}_gains"] = TableSource(record=f"{_name}.json", render=render_recipe_gains)
     TABLES[f"{_name}_intervals"] = TableSource(record=f"{_name}.json", render=render_recipe_intervals)

@@ -22,7 +22,8 @@ from elastic_attention.evaluation.answer_log import Line
 from elastic_attention.evaluation.methods import Method, settle_method
 from elastic_attention.evaluation.plan import EvalPlan
 from elastic_attention.evaluation.retrieval_heads import rank_retrieval_heads, save_retrieval_mask
-from elastic_attention.evaluation.runner import RUN_FILE, find_lines, run_plan
+from elastic_attention.evaluation.run_folder import RUN_FILE
+from elastic_attention.evaluation.runner import find_lines, run_plan
 from elastic_attention.evaluation.session import Base
 from elastic_attention.evaluation.suite_run import digest_adapter, fingerprint_weights, hush_transformers
 from elastic_attention.models.checkpoint import CONFIG_FILE, STATIC_FILE, read_static_routes
@@ -76,6 +77,7 @@ class Study:
         deadline: of `time.monotonic`; past it nobody is trained or asked, and what is on the disk is still read.
         routers: adapter of "routed" without a folder of its own; None takes those that ship.
         answers, methods: all lines so far, and who gave them, by label of the method.
+        budgets: of those that were asked with another one than 0, by label.
         cuts: labels of the masks of one name that were cut at the MSR of one router, by (router, name, place).
         awaited: folders that were missing when they were wanted.
         has_asked: whether this process asked anything itself.
@@ -93,6 +95,7 @@ class Study:
     routers: str | None = None
     answers: dict[str, list[Line]] = field(default_factory=dict)
     methods: dict[str, Method] = field(default_factory=dict)
+    budgets: dict[str, float] = field(default_factory=dict)
     cuts: dict[tuple[str, str, str], list[str]] = field(default_factory=dict)
     awaited: set[Path] = field(default_factory=set)
     has_asked: bool = False
@@ -280,6 +283,8 @@ class Study:
         if busy:
             raise Busy(f"{method.label}: {', '.join(busy)}")
         self.answers[method.label], self.methods[method.label] = lines, method
+        if budget:
+            self.budgets[method.label] = budget
         score, msr = (sum(getattr(x, key) for x in lines) / len(lines) for key in ("score", "msr"))
         print(f"{method.label}: {score:.3f} at MSR {msr:.3f}", flush=True)
 

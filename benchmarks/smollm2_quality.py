@@ -203,7 +203,11 @@ def summarize(study: Study, samples: int) -> Row:
     counted = [line for found in lines.values() for line in found if line.task in mastered]
     found = summarize_run(study.plan(asked, study.suite.tasks, samples), study.suite, counted)
     return {
-        "rows": [{key: value for key, value in row.items() if key not in UNREAD} for row in found["rows"]],
+        "rows": [
+            {key: value for key, value in row.items() if key not in UNREAD}
+            | ({"budget": study.budgets.get(row["label"], 0.0)} if study.budgets and row["method"] == "routed" else {})
+            for row in found["rows"]
+        ],
         "by_kind": by_kind,
         "mastered": mastered,
         "shares": compare_shares(study, list(lines), mastered),

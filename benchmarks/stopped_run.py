@@ -20,7 +20,7 @@ from elastic_attention.errors import ElasticAttentionError
 from elastic_attention.evaluation.answer_log import Line, read_answers
 from elastic_attention.evaluation.methods import Method
 from elastic_attention.evaluation.plan import EvalPlan
-from elastic_attention.evaluation.runner import RUN_FILE
+from elastic_attention.evaluation.run_folder import RUN_FILE
 from elastic_attention.evaluation.suite_run import shorten_folders, shorten_name
 from elastic_attention.evaluation.suite_summary import summarize_run
 from elastic_attention.records import Record, build_record, read_record, write_record

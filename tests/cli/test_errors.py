@@ -107,6 +107,38 @@ def test_a_folder_for_a_file_is_refused_before_the_work(call, tmp_path, option):
     assert_one_line(call(*arguments), f"{option} {tmp_path}", "folder")
 
 
+@pytest.mark.parametrize("option", ["--json", "--report"])
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("afile/x.json", "afile is a file; name a folder"),
+        ("afile/deep/x.json", "afile is a file; name a folder"),
+        ("/proc/nope/x.json", "cannot be written"),
+        ("/dev/null", "is no regular file; name a file"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(call, tmp_path, option, place, words):
+    (tmp_path / "afile").write_text("kept")
+    assert_one_line(call("demo", "--device", "potato", option, place), f"{option} {place}", words)
+    assert [path.name for path in tmp_path.iterdir()] == ["afile"]
+
+
+@pytest.mark.parametrize("command", [["eval", "--model", "nowhere"], ["train", "nowhere.toml"]])
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("afile", "--output afile is a file; name a folder"),
+        ("afile/run", "--output afile/run: afile is a file; name a folder"),
+        ("/proc/nope", "--output /proc/nope cannot be written"),
+    ],
+)
+def test_an_output_that_is_no_folder_is_refused_before_the_work(call, tmp_path, command, place, words):
+    (tmp_path / "afile").write_text("kept")
+    assert_one_line(call(*command, "--output", place), words)
+    code, _, err = call(*command, "--output", tmp_path / "new" / "run")
+    assert code == 2 and "nowhere" in err and not (tmp_path / "new").exists()
+
+
 def test_a_picture_of_another_kind_is_refused_before_the_work(call, document):
     arguments = ["inspect", "--prompt-file", document, "--device", "potato", "--picture", "heads.jpg"]
     assert_one_line(call(*arguments), "heads.jpg", ".png or .svg")

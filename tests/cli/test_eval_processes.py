@@ -47,20 +47,47 @@ def count_lines(folder):
     return sum(path.read_text().count("\n") for path in folder.glob("answers-*.jsonl"))
 
 
-def test_a_killed_process_goes_on_to_the_same_record(run):
-    folder, start, whole = run
-    killed, end = start("killed"), time.monotonic() + 100
-    while killed.poll() is None and count_lines(folder / "killed") < 5 and time.monotonic() < end:
+def stop_in_the_middle(process, folder, by):
+    """Send a signal once a few answers are there."""
+    end = time.monotonic() + 100
+    while process.poll() is None and count_lines(folder) < 5 and time.monotonic() < end:
         time.sleep(0.005)
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate(timeout=60)
-    asked = count_lines(folder / "killed")
-    assert killed.returncode == -signal.SIGKILL and 5 <= asked < 16 and not (folder / "killed.json").exists()
-    again = start("killed")
+    process.send_signal(by)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_killed_process_goes_on_to_the_same_record(run, workers):
+    """Its lock goes with it, also where processes that it started live a moment longer."""
+    folder, start, whole = run
+    name, command = f"killed{workers}", [*COMMAND, "--workers", str(workers)]
+    killed = start(name, command)
+    stop_in_the_middle(killed, folder / name, signal.SIGKILL)
+    killed.wait(timeout=60)
+    asked = count_lines(folder / name)
+    assert killed.returncode == -signal.SIGKILL and 5 <= asked < 16 and not (folder / f"{name}.json").exists()
+    again = start(name, command)
     said, _ = again.communicate(timeout=120)
     assert again.returncode == 0, said
-    assert strip(folder / "killed.json") == whole
-    assert count_lines(folder / "killed") == 16, "nothing is asked twice"
+    assert strip(folder / f"{name}.json") == whole
+    assert count_lines(folder / name) == 16, "nothing is asked twice"
+
+
+def test_a_second_process_in_the_folder_is_refused(run):
+    folder, start, whole = run
+    first = start("shared")
+    stop_in_the_middle(first, folder / "shared", signal.SIGSTOP)
+    left = count_lines(folder / "shared")
+    try:
+        second = start("shared")
+        said, _ = second.communicate(timeout=120)
+        assert 5 <= left < 16 and second.returncode == 2
+        assert "Another process is answering part 0 of 1" in said and "Traceback" not in said
+        assert count_lines(folder / "shared") == left
+    finally:
+        first.send_signal(signal.SIGCONT)
+    said, _ = first.communicate(timeout=120)
+    assert first.returncode == 0, said
+    assert strip(folder / "shared.json") == whole and count_lines(folder / "shared") == 16
 
 
 def test_torchrun_gives_the_record_of_one_process(run):

@@ -41,6 +41,26 @@ def test_picture_of_speed(call, tmp_path):
     assert code == 0 and "speed.svg" in out and (tmp_path / "speed.svg").is_file()
 
 
+@pytest.mark.parametrize("option", ["--speed", "--frontier"])
+def test_a_picture_of_a_record_without_its_rows_is_refused(call, results, tmp_path, option):
+    code, _, err = call("report", results / "demo.json", option, "picture.svg")
+    assert code == 2 and "pass a" in err and not (tmp_path / "picture.svg").exists()
+
+
+@pytest.mark.parametrize("option", ["--html", "--head-map", "--frontier", "--speed", "--curves"])
+def test_a_place_below_a_file_is_told_plainly(call, results, tmp_path, option):
+    (tmp_path / "afile").write_text("kept", encoding="utf-8")
+    code, _, err = call("report", results / "demo.json", option, "afile/x.svg")
+    assert code == 2 and f"{option} afile/x.svg: afile is a file; name a folder" in err
+
+
+@pytest.mark.parametrize("extra", [[], ["--check"]])
+def test_a_page_without_markers_is_refused(call, results, tmp_path, extra):
+    (tmp_path / "page.md").write_text("# Numbers\n", encoding="utf-8")
+    code, out, err = call("report", "--tables", "page.md", "--results", results, *extra)
+    assert code == 2 and "page.md" in err and "<!-- table:NAME -->" in err and "renewed" not in out
+
+
 def test_tables_are_renewed_and_checked(call, results, tmp_path):
     readme = tmp_path / "page.md"
     readme.write_text("<!-- table:demo -->\n<!-- /table:demo -->\n", encoding="utf-8")

@@ -4,10 +4,10 @@ import dataclasses
 
 import pytest
 from word_runs import METHODS, PLAN, make_samples, run, without_seconds
-from word_suite import WordSuite
+from word_suite import EndlessSuite, WordSuite
 
 from elastic_attention import ElasticAttentionError
-from elastic_attention.evaluation import runner
+from elastic_attention.evaluation import run_folder, runner
 from elastic_attention.evaluation.answer_log import read_lines
 from elastic_attention.evaluation.plan import Shard, list_batches
 from elastic_attention.evaluation.suite_summary import summarize_run
@@ -79,21 +79,55 @@ def test_samples_made_by_other_processes_are_the_same(subject, whole, tmp_path):
 
 
 def test_a_folder_belongs_to_one_run(subject, tmp_path):
-    run(subject, tmp_path, plan=dataclasses.replace(PLAN, samples=1, tasks=("plain",)))
-    with pytest.raises(ElasticAttentionError, match=r"another run \(other plan\)"):
-        run(subject, tmp_path)
-    with pytest.raises(ElasticAttentionError, match=r"suite_data"):
-        run(subject, tmp_path, plan=dataclasses.replace(PLAN, samples=1, tasks=("plain",)), suite=WordSuite("salt"))
-
-
-def test_a_line_of_another_version_is_named(subject, tmp_path):
-    plan = dataclasses.replace(PLAN, samples=1, tasks=("plain",))
+    plan = dataclasses.replace(PLAN, samples=2, tasks=("plain",))
     run(subject, tmp_path, plan=plan)
-    (path,) = tmp_path.glob("answers-*.jsonl")
-    for line in ('{"odd": 1}', "no JSON", "[]"):
-        path.write_text(f"{line}\n")
-        with pytest.raises(ElasticAttentionError, match=r"answers-0-of-1.jsonl, line 1"):
-            run(subject, tmp_path, plan=plan)
+    for other, words in (
+        (dataclasses.replace(plan, samples=3), r"another run \(other plan.samples: 2 there, 3 now\); choose"),
+        (dataclasses.replace(plan, samples=None), r"samples: 2 there, none now\)"),
+        (
+            dataclasses.replace(plan, lengths=(80,), seed=2),
+            r"plan.lengths: \[80, 120\] there, \[80\] now; plan.seed: 1 ",
+        ),
+        (
+            dataclasses.replace(plan, methods=METHODS[:1]),
+            r"routed sparse, routed full, random sparse 0.5\] there, \[dense",
+        ),
+    ):
+        with pytest.raises(ElasticAttentionError, match=words):
+            run(subject, tmp_path, plan=other)
+    with pytest.raises(ElasticAttentionError, match=r"\(other suite_data.salt: empty there, salt now\)"):
+        run(subject, tmp_path, plan=plan, suite=WordSuite("salt"))
+
+
+def test_a_part_is_filled_by_one_process(subject, whole, tmp_path, monkeypatch):
+    """Another run of the same part is refused while the first is at work, and nothing of the first is lost."""
+    monkeypatch.setattr(run_folder, "_LOCK_SECONDS", 0.05)
+    refused = []
+
+    def start_another(label):
+        if len(refused) < 2:
+            with pytest.raises(ElasticAttentionError, match="Another process is answering part 0 of 1.*--shard 0/2"):
+                run((None, None), tmp_path)
+            refused.append(label)
+
+    assert without_seconds(run(subject, tmp_path, advance=start_another)) == without_seconds(whole)
+    assert len(refused) == 2 and len(read_lines(tmp_path / "answers-0-of-1.jsonl")) == len(whole)
+    with run_folder.hold_part(tmp_path, Shard(index=1, count=2)), run_folder.hold_part(tmp_path, Shard(count=2)):
+        pass  # other parts are other processes' work
+
+
+@pytest.mark.parametrize("place", ["a_file", "a_file/below"])
+def test_an_output_that_is_a_file_is_named(subject, tmp_path, place):
+    (tmp_path / "a_file").write_text("mine")
+    with pytest.raises(ElasticAttentionError, match="a_file.*a file in the way. Name a folder"):
+        run(subject, tmp_path / place)
+
+
+def test_a_plan_without_end_asks_nothing(subject, tmp_path):
+    suite = EndlessSuite()
+    with pytest.raises(ElasticAttentionError, match="--samples 99,999,999,999"):
+        run(subject, tmp_path / "out", plan=dataclasses.replace(PLAN, samples=99_999_999_999), suite=suite)
+    assert suite.built == [] and not (tmp_path / "out").exists()
 
 
 def test_half_a_batch_is_asked_again_and_stands_once(subject, whole, tmp_path):

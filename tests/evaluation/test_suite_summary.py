@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import math
 
 import pytest
 import torch
 from word_runs import METHODS, PLAN
 from word_suite import WordSuite
 
+from elastic_attention.evaluation.answer_log import Line
 from elastic_attention.evaluation.suite_summary import summarize_run
 
 
@@ -42,3 +44,28 @@ def test_summary(whole):
     ]
     alone = summarize_run(dataclasses.replace(PLAN, methods=METHODS[1:2]), WordSuite(), own)
     assert alone["rows"][0]["relative_score"] is None
+
+
+def test_dense_is_itself_and_few_samples_have_no_interval():
+    """Dense has one right answer in twelve, so a third of the resamples have none: 0 / 0 of them all is still 1."""
+    lines = [
+        Line(method=label, task=task, length=120, index=index, score=float(index == 0))
+        for label in ("dense", "routed")
+        for task, count in (("plain", 12), ("targets", 9))
+        for index in range(count)
+    ]
+    plan = dataclasses.replace(PLAN, lengths=(120,), methods=METHODS[:2])
+    metrics = summarize_run(plan, WordSuite(), [line for line in lines if line.task == "plain"])
+    dense, routed = ([row[f"relative_{end}"] for end in ("score", "low", "high")] for row in metrics["rows"])
+    assert dense == [1, 1, 1] and routed == [1, -math.inf, math.inf]
+    rows = {(row["label"], row["task"]): row for row in summarize_run(plan, WordSuite(), lines)["by_task"]}
+    assert {key for key, row in rows.items() if row["score_low"] is None} == {
+        ("dense", "targets"),
+        ("routed", "targets"),
+    }
+    few = rows["routed", "targets"]
+    assert few["score"] == pytest.approx(1 / 9) and few["score_high"] is None
+    assert (few["relative_score"], few["relative_low"], few["relative_high"]) == (1, None, None)
+    assert rows["dense", "targets"]["relative_low"] == 1, "by definition, and not from samples"
+    wrong = [dataclasses.replace(line, score=0.0) for line in lines]
+    assert summarize_run(plan, WordSuite(), wrong)["rows"][0]["relative_score"] is None

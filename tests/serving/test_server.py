@@ -164,3 +164,12 @@ def test_a_client_that_left_before_the_stream_began_stops_its_answer(app_engine)
         asyncio.run(asyncio.wait_for(leave(), 20))
     finally:
         del app_engine.start
+
+
+@pytest.mark.parametrize("budget", ["high", float("nan")])
+def test_a_default_budget_that_is_no_number_is_refused_at_the_start(app_engine, budget):
+    from elastic_attention.serving.server.app import build_app
+    from elastic_attention.serving.server.metrics import ServerMetrics
+
+    with pytest.raises(ValueError, match=f"budget={budget!r} is no finite number"):
+        build_app(app_engine, name=NAME, metrics=ServerMetrics(), budget=budget)

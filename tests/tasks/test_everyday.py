@@ -123,8 +123,10 @@ def test_without_a_chat_template_all_prompts_are_plain():
 
 
 def test_what_is_wrong_is_named(monkeypatch):
-    (skipped,) = build("document", [0], length=20)
-    assert isinstance(skipped, Skipped) and "ask for a greater length" in skipped.reason
+    (skipped,) = build("document", [3], length=20)
+    assert isinstance(skipped, Skipped)
+    found = re.fullmatch(r"--lengths 20 is too short for document; ask for (\d+) or more.", skipped.reason)
+    assert isinstance(build("document", [3], length=int(found[1]))[0], SuiteSample)
     with pytest.raises(DataError, match="has no option split; it has none"):
         open_suite("everyday", split="heldout")
     # Answers that the haystack holds are drawn again, and named where there is no other.

@@ -1,9 +1,13 @@
 """The project's own kinds as a suite: also for models that know no conversation."""
 
+import re
+from dataclasses import replace
+
 import pytest
 from fake_tokenizer import FakeTokenizer
 
 from elastic_attention.tasks.kinds_suite import KindsSuite
+from elastic_attention.tasks.registry import ALL_KINDS, KINDS
 from elastic_attention.tasks.suite import SuiteSample, open_suite
 
 
@@ -25,4 +29,22 @@ def test_models_without_a_chat_template_read_plain_prompts(task):
 
 def test_a_length_that_is_too_small_is_named():
     (skipped,) = KindsSuite("mixture").build("needle", [0], length=100, seed=1, tokenizer=FakeTokenizer())
-    assert "100" in skipped.reason and "512" in skipped.reason
+    assert skipped.reason == "--lengths 100 is too short for needle; ask for 512 or more."
+
+
+def test_a_kind_that_does_not_fit_is_named_with_a_length_that_works(monkeypatch):
+    """Not one more than 512 tokens in its shortest form, as with a tokenizer that takes many."""
+    suite, needle = KindsSuite("mixture"), KINDS["needle"]
+    long = replace(needle, make=lambda *args: replace(needle.make(*args), question=" why" * 600))
+    monkeypatch.setitem(ALL_KINDS, "needle", long)
+    (skipped,) = suite.build("needle", [0], length=512, seed=1, tokenizer=FakeTokenizer())
+    found = re.fullmatch(r"--lengths 512 is too short for needle; ask for ([\d,]+) or more.", skipped.reason)
+    length = int(found[1].replace(",", ""))
+    (made,) = suite.build("needle", [0], length=length, seed=1, tokenizer=FakeTokenizer())
+    assert isinstance(made, SuiteSample) and 512 < length < 1500
+
+
+@pytest.mark.parametrize("name", ["mixture", "pairs", "validation"])
+def test_the_least_length_is_known_without_a_tokenizer(name):
+    suite = open_suite(name)
+    assert {suite.find_least_length(task) for task in suite.tasks} == {512}

@@ -64,7 +64,7 @@ def test_points_say_what_they_are():
     assert [chart.title for chart in charts] == ["Quality against what is skipped", "Quality against length"]
     trade, lengths = charts
     marks = {curve.name: curve.marks[0] for curve in trade.curves if curve.name}
-    assert marks["routed"].title == "routed: score 0.880, MSR 0.60, ESR 0.60"
+    assert marks["routed"].title == "routed: mean score 0.880, MSR 0.60, ESR 0.60"
     assert marks["dense"].x < marks["routed"].x == marks["random"].x
     assert marks["dense"].y < marks["routed"].y < marks["random"].y, "better is higher"
     assert marks["routed"].high < marks["routed"].y < marks["routed"].low

@@ -13,6 +13,7 @@ from elastic_attention.viz import save_curves, save_frontier, save_head_maps
 from elastic_attention.viz.curves import draw_curves, read_training_log
 from elastic_attention.viz.frontier import draw_frontier
 from elastic_attention.viz.head_map import draw_head_maps
+from elastic_attention.viz.style import PALETTE
 
 pytest.importorskip("matplotlib")
 
@@ -110,9 +111,58 @@ def test_frontier_shows_every_method_of_an_evaluation(quality: dict[str, Any]) -
     assert len(set(marks)) == len(marks) - 1, "full and sparse decoding of one method share a mark"
 
 
-def test_frontier_without_points_is_refused(demo: dict[str, Any]) -> None:
+def test_other_methods_take_no_colour_that_every_comparison_has(quality: dict[str, Any]) -> None:
+    others = ["prulong", "duo_attention", "xattention", "triangle_mix", "fa_xa", "retrieval_heads"]
+    known = quality["metrics"]["rows"]
+    rows = [*known, *(known[0] | {"method": method} for method in others)]
+    handles, labels = draw_frontier(rows).axes[0].get_legend_handles_labels()
+    colours = {label: handle.lines[0].get_color() for handle, label in zip(handles, labels, strict=True)}
+    assert colours["prulong"] in PALETTE and colours["duo attention"] in PALETTE
+    added = {colours[method.replace("_", " ")] for method in others}
+    assert len(added) == len(others)
+    assert not added & {colours[label] for label in ("routed", "random heads", "all sparse", "dense")}
+
+
+def test_frontier_joins_targets_and_the_budgets_of_one_router(quality: dict[str, Any]) -> None:
+    def list_lines(*rows: dict[str, Any]) -> list[list[float]]:
+        known = quality["metrics"]["rows"][0]
+        left, _ = draw_frontier([known, *(known | row for row in rows)]).axes
+        return [
+            list(line.get_xdata()) for line in left.get_lines() if line.get_linestyle() == "-" and len(line.get_xdata())
+        ]
+
+    dial = [
+        {"method": "routed", "msr": msr, "budget": budget} for msr, budget in ((0.8, 1.0), (0.76, 0.0), (0.7, -4.0))
+    ]
+    assert list_lines(*dial) == [[0.7, 0.76, 0.8]]
+    alone = ({"method": "fa_ta", "msr": 0.7, "budget": 0.0}, {"method": "routed", "msr": 0.7, "budget": None})
+    assert list_lines(*alone) == []
+
+
+@pytest.mark.parametrize(
+    ("scores", "ends"),
+    [
+        ((0.74, 0.69), (0.6, 0.8)),
+        ((0.05, 0.97), (0.0, 1.02)),
+        ((0.79, 0.79), (0.7, 0.9)),
+        # The ends of the intervals lie 0.02 from the scores.
+        ((0.75, 0.64), (0.6, 0.8)),
+    ],
+)
+def test_scores_fill_the_axis(quality: dict[str, Any], scores: tuple[float, ...], ends: tuple[float, float]) -> None:
+    known = quality["metrics"]["rows"][2]
+    rows = [known | {"score": s, "score_low": s - 0.02, "score_high": s + 0.02} for s in scores]
+    # What has no place on an axis is not drawn, so it takes no room either.
+    figure = draw_frontier([*rows, {"method": "moba", "score": 0.1}])
+    assert all(axes.get_ylim() == pytest.approx(ends) for axes in figure.axes)
+
+
+def test_frontier_without_points_is_refused(demo: dict[str, Any], quality: dict[str, Any]) -> None:
     with pytest.raises(ElasticAttentionError, match="quality record"):
         save_frontier(demo, "never.png")
+    places = {"msr": None, "esr_prefill": None}
+    with pytest.raises(ElasticAttentionError, match="quality record"):
+        draw_frontier([row | places for row in quality["metrics"]["rows"]])
 
 
 def test_frontier_takes_rows_without_intervals(tmp_path: Path) -> None:
@@ -169,3 +219,21 @@ def test_missing_matplotlib_names_the_remedy(tmp_path: Path, quality: dict[str, 
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(BackendUnavailable, match=r"pip install 'elastic-attention\[demo\]'"):
         save_frontier(quality, tmp_path / "f.png")
+
+
+def test_frontier_shows_shares_of_dense_where_rows_differ_in_samples(quality: dict[str, Any]) -> None:
+    known = quality["metrics"]["rows"][0] | {
+        "method": "routed",
+        "n": 9,
+        "score": 0.4,
+        "relative_score": 1.01,
+        "esr_decode": 0.0,
+        "msr": 0.5,
+    }
+    figure = draw_frontier([known, known | {"method": "fa_xa"}])
+    assert figure.axes[0].get_ylabel() == "mean score, 95% interval" and figure.axes[0].get_ylim()[0] < 0.4
+    labels = figure.axes[0].get_legend_handles_labels()[1]
+    assert labels == ["routed, full decode", "fa xa, full decode"], "no row decodes with fewer keys"
+    figure = draw_frontier([known, known | {"method": "fa_xa", "n": 4}])
+    assert figure.axes[0].get_ylabel() == "share of the dense score, 95% interval"
+    assert figure.axes[0].get_ylim()[0] > 0.4

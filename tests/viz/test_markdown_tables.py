@@ -62,10 +62,11 @@ def test_changed_record_makes_the_table_stale(tmp_path: Path, results: Path, dem
     assert "0.11" in readme.read_text(encoding="utf-8")
 
 
-def test_file_without_markers_is_left_alone(tmp_path: Path, results: Path) -> None:
+def test_file_without_markers_is_refused(tmp_path: Path, results: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_bytes(b"no tables\r\n")
-    assert update_tables(readme, results, check=False) == []
+    with pytest.raises(ElasticAttentionError, match=r"README\.md has no place for a table.*known tables: demo, "):
+        update_tables(readme, results, check=False)
     assert readme.read_bytes() == b"no tables\r\n"
 
 

@@ -119,6 +119,15 @@ def test_records_without_speed_are_refused(save, tmp_path):
         save(make_record("demo", {"rows": []}), tmp_path / "x.svg")
 
 
+@pytest.mark.parametrize("command", ["eval", "benchmarks/gpu_model.py"])
+def test_rows_of_other_things_than_speed_are_refused(tmp_path, command):
+    rows = [
+        {"method": "routed", "label": "routed", "score": 0.9, "msr": 0.7, "batch": 1, "tokens": 4096, "seconds": 1.0}
+    ]
+    with pytest.raises(ElasticAttentionError, match="no rows of speed"):
+        save_speed(make_record(command, {"rows": rows, "decode": [{"task": "needle"}]}), tmp_path / "x.svg")
+
+
 def test_tables_of_kernels(kernels):
     lines = render_gpu_prefill(kernels).splitlines()
     assert len(lines) == 2 + 2 * 4 and lines[0].startswith("| Heads | Batch | Tokens | Kernel | TFLOP/s, MSR 0 |")

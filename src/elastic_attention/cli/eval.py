@@ -1,6 +1,5 @@
 """`elastic-attn eval`: what routing costs in quality and saves in reading, on the tasks of a benchmark."""
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +13,7 @@ from .options import (
     Json,
     Model,
     Routers,
+    check_folder,
     open_console,
     show_progress,
     write_json,
@@ -21,7 +21,6 @@ from .options import (
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
 METHODS = "dense,routed,routed/full"
 MAX_REASONS = 5
@@ -55,7 +54,8 @@ def evaluate(
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="Setting of the suite, such as prefix=user.")
     ] = None,
     output: Annotated[
-        Path, typer.Option(metavar="FOLDER", help="Every answer as it comes; run again to go on.")
+        Path,
+        typer.Option(metavar="FOLDER", callback=check_folder, help="Every answer as it comes; run again to go on."),
     ] = Path("runs/eval"),
     seed: Annotated[int, typer.Option(help="Of the samples.")] = 1,
     batch_tokens: Annotated[
@@ -81,7 +81,9 @@ def evaluate(
     from ..evaluation.session import open_base
     from ..evaluation.sharding import choose_shard_device, find_shard
     from ..evaluation.suite_run import Routing, evaluate_suite, make_plan
+    from ..tasks.lengths import check_least_lengths
     from ..tasks.suite import check_tasks, open_suite
+    from ..viz.score_tables import build_score_tables
 
     console, part = open_console(), find_shard(shard)
     try:
@@ -91,6 +93,7 @@ def evaluate(
     # All that can be wrong is looked at before the model is loaded.
     chosen = open_suite(suite, data=data, **dict(map(split_option, option or ())))
     asked, answering = check_tasks(chosen, _split(tasks)), tuple(map(parse_method, _split(methods)))
+    check_least_lengths(chosen, asked, wanted)
     base = open_base(model, device=choose_shard_device(device), dtype=None if dtype is None else dtype.value)
     plan = make_plan(
         base,
@@ -119,7 +122,7 @@ def evaluate(
         return
     metrics = record["metrics"]
     if metrics["rows"]:
-        console.print(_build_table(metrics))
+        console.print(*build_score_tables(metrics))
     _print_notes(metrics, console)
     write_json(json, record, console)
     if not metrics["counts"]["asked"]:
@@ -130,8 +133,8 @@ def _split(texts: list[str] | None) -> list[str]:
     return [part.strip() for text in texts or () for part in text.split(",") if part.strip()]
 
 
-def split_option(text: str) -> tuple[str, str | int]:
-    """Name and value of an option of a suite.
+def split_option(text: str) -> tuple[str, str]:
+    """Name and value of an option of a suite, both as text: `open_suite` knows which values are numbers.
 
     Raises:
         ElasticAttentionError: it is not written as KEY=VALUE.
@@ -141,50 +144,7 @@ def split_option(text: str) -> tuple[str, str | int]:
     key, equals, value = text.partition("=")
     if not equals:
         raise ElasticAttentionError(f"--option {text!r} must look like KEY=VALUE.")
-    return key, int(value) if value.isdecimal() else value
-
-
-def _build_table(metrics: dict[str, Any]) -> "Table":
-    """Tasks down, methods across; the mean with its interval and what was saved below."""
-    from rich.table import Table
-
-    labels = [row["label"] for row in metrics["rows"]]
-    table = Table(title="Score; * marks data that stands in for the official source", title_justify="left")
-    for name in ("task", "tokens", "n", *labels):
-        table.add_column(name, justify="left" if name == "task" else "right", overflow="fold")
-    cells: dict[tuple[str, int], dict[str, Any]] = {}
-    for row in metrics["by_task"]:
-        cells.setdefault((row["task"] + "*" * (row["substitute"] is not None), row["length"]), {})[row["label"]] = row
-    for (task, length), found in cells.items():
-        scores = [f"{found[label]['score']:.3f}" if label in found else "–" for label in labels]
-        table.add_row(task, f"{length:,}", str(next(iter(found.values()))["n"]), *scores)
-    table.add_section()
-    rows = metrics["rows"]
-    table.add_row("mean", "", "", *(f"{row['score']:.3f}" for row in rows))
-    table.add_row("95%", "", "", *(f"{row['score_low']:.2f}–{row['score_high']:.2f}" for row in rows))
-    for name, relative in (("of dense", rows), ("of dense ≥ .50", metrics["mastered_rows"])):
-        if any(row["relative_score"] is not None for row in relative):
-            found = {row["label"]: row for row in relative}
-            table.add_row(name, "", "", *(_format_number(found[label]["relative_score"]) for label in labels))
-            table.add_row("95%", "", "", *(_format_interval(found[label]) for label in labels))
-    for name, key in (
-        ("MSR", "msr"),
-        ("ESR prefill", "esr_prefill"),
-        ("ESR decode", "esr_decode"),
-    ):
-        table.add_row(name, "", "", *(_format_number(row[key]) for row in rows))
-    return table
-
-
-def _format_number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
-
-
-def _format_interval(row: dict[str, Any]) -> str:
-    """Of the ratio to dense; an end is unknown where a resample of the dense answers has nothing right."""
-    low, high = row["relative_low"], row["relative_high"]
-    ends = ["?" if end is None or not math.isfinite(end) else f"{end:.2f}" for end in (low, high)]
-    return "–".join(ends)
+    return key, value
 
 
 def _print_notes(metrics: dict[str, Any], console: "Console") -> None:

@@ -1,6 +1,7 @@
 """Options that several commands share, and what every command does with them."""
 
-import math
+import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ElasticAttentionError
+from ..models.budget import check_budget
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -42,18 +44,45 @@ class Dtype(StrEnum):
 
 
 def _check_budget(budget: float) -> float:
-    if not math.isfinite(budget):
-        raise ElasticAttentionError(
-            f"--budget {budget} must be a finite number; 0 is what training found, more is sparser."
-        )
-    return budget
+    try:
+        return check_budget(budget, "--budget ")
+    except ValueError as error:
+        raise ElasticAttentionError(str(error)) from error
 
 
 def check_target(option: typer.CallbackParam, path: Path | None) -> Path | None:
-    """Refuse a folder where a file is written at the end: before the work, not behind it."""
-    if path is not None and path.is_dir():
+    """Refuse a place where no file can be written at the end: before the work, not behind it."""
+    if path is None:
+        return None
+    if path.is_dir():
         raise ElasticAttentionError(f"{option.opts[0]} {path} is a folder; name a file.")
+    if path.exists() and not path.is_file():
+        raise ElasticAttentionError(f"{option.opts[0]} {path} is no regular file; name a file.")
+    # A link stays, and the file behind it is replaced.
+    _probe_folder(f"{option.opts[0]} {path}", Path(os.path.realpath(path)).parent if path.is_symlink() else path.parent)
     return path
+
+
+def check_folder(option: typer.CallbackParam, path: Path | None) -> Path | None:
+    """Refuse a folder that cannot be filled: before the work, not behind it."""
+    if path is not None and path.exists() and not path.is_dir():
+        raise ElasticAttentionError(f"{option.opts[0]} {path} is a file; name a folder.")
+    if path is not None:
+        _probe_folder(f"{option.opts[0]} {path}", path)
+    return path
+
+
+def _probe_folder(name: str, folder: Path) -> None:
+    """Write a nameless file into the folder, or into the nearest one above it that exists; nothing is left behind."""
+    nearest = next(place for place in (folder, *folder.parents) if place.exists())
+    if not nearest.is_dir():
+        raise ElasticAttentionError(f"{name}: {nearest} is a file; name a folder.")
+    try:
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        reason = error.strerror or error
+        raise ElasticAttentionError(f"{name} cannot be written ({nearest}: {reason}); choose another place.") from error
 
 
 Model = Annotated[str, typer.Option(help="'smollm2' (fetched once), a folder, or a hub id.")]

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Json, open_console, write_json
+from .options import Json, check_target, open_console, write_json
 
 
 def report(
@@ -14,18 +14,27 @@ def report(
         list[Path] | None, typer.Argument(metavar="[RECORD]...", help="Records, as --json wrote them.")
     ] = None,
     html: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="One page of all records, and of --log where it is given.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", callback=check_target, help="One page of all records, and of --log where it is given."
+        ),
     ] = None,
     head_map: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Head maps of the record, .png or .svg.")
+        Path | None, typer.Option(metavar="FILE", callback=check_target, help="Head maps of the record, .png or .svg.")
     ] = None,
     frontier: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Quality against sparsity, from a quality record, .png or .svg.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", callback=check_target, help="Quality against sparsity, from a quality record, .png or .svg."
+        ),
     ] = None,
     speed: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Times of a GPU benchmark's record, .png or .svg.")
+        Path | None,
+        typer.Option(metavar="FILE", callback=check_target, help="Times of a GPU benchmark's record, .png or .svg."),
     ] = None,
-    curves: Annotated[Path | None, typer.Option(metavar="FILE", help="Training curves of --log, .png or .svg.")] = None,
+    curves: Annotated[
+        Path | None, typer.Option(metavar="FILE", callback=check_target, help="Training curves of --log, .png or .svg.")
+    ] = None,
     log: Annotated[Path | None, typer.Option(metavar="FILE", help="log.jsonl of a training run.")] = None,
     recipe: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Recipe of that run; its intervals become bands.")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import Device, Json, open_console, write_json
+from .options import Device, Json, check_folder, open_console, write_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 def train(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file, such as those in recipes/.")],
-    output: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Default: runs/ and the recipe's name.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", callback=check_folder, help="Default: runs/ and the recipe's name."),
+    ] = None,
     device: Device = None,
     max_seconds: Annotated[
         float | None, typer.Option(min=0, help="Stop with a checkpoint when this much time is up, loading included.")

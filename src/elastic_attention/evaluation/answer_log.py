@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import types
+import typing
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -73,7 +75,7 @@ def make_line(method: str, sample: SuiteSample, reply: Reply, score: float) -> L
         answer=reply.answer.text,
         new_tokens=len(reply.answer.token_ids),
         is_cut=reply.is_cut,
-        score=score,
+        score=float(score),
         prefill_seconds=reply.prefill_seconds,
         seconds=reply.prefill_seconds + reply.decode_seconds,
         **reply.books,
@@ -117,20 +119,53 @@ def read_lines(path: Path) -> list[Line]:
     """The lines of a file; half a line left by a killed run is ignored.
 
     Raises:
-        ElasticAttentionError: a line is no answer, or one of another version; names file and line.
+        ElasticAttentionError: a line is damaged, or of another version; names file, line and remedy.
     """
     if not path.exists():
         return []
-    lines = []
-    for number, text in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1], 1):
-        try:
-            fields: dict[str, Any] = json.loads(text)
-            lines.append(Line(**fields))
-        except (ValueError, TypeError) as error:
-            raise ElasticAttentionError(
-                f"{path}, line {number} is no answer of this version ({error!s:.80}); choose another --output."
-            ) from error
-    return lines
+    texts = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+    return [_read_line(text, f"{path}, line {number}") for number, text in enumerate(texts, 1)]
+
+
+def _read_line(text: str, place: str) -> Line:
+    try:
+        fields: Any = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _explain_damage(place, str(error)) from error
+    if not isinstance(fields, dict):
+        raise _explain_damage(place, "it is no table of keys")
+    odd, lacking = sorted(fields.keys() - _TYPES.keys()), sorted(_NEEDED - fields.keys())
+    if odd or lacking:
+        raise ElasticAttentionError(
+            f"{place} was written by another version: this one "
+            f"{f'knows no {odd[0]!r}' if odd else f'needs {lacking[0]!r}'}. Go on with that version, or choose another "
+            "--output."
+        )
+    for key, value in fields.items():
+        if type(value) not in _TYPES[key]:
+            raise _explain_damage(place, f"{key} is {value!r:.40}")
+    line = Line(**fields)
+    if not 0 <= line.score <= 1:
+        raise _explain_damage(place, f"score is {line.score}, it is from 0 to 1")
+    if any(type(value) is not str for value in (line.groups or {}).values()):
+        raise _explain_damage(place, f"groups is {line.groups!r:.40}")
+    return line
+
+
+def _explain_damage(place: str, reason: str) -> ElasticAttentionError:
+    return ElasticAttentionError(
+        f"{place} is damaged: {reason:.80}. Remove that line; the same command then asks its question again."
+    )
+
+
+def _list_types(hint: Any) -> tuple[type, ...]:
+    """The types that JSON gives for a field of `Line`."""
+    parts = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return tuple(typing.get_origin(part) or part for part in parts) + (int,) * (float in parts)
+
+
+_TYPES = {name: _list_types(hint) for name, hint in typing.get_type_hints(Line).items() if name != "key"}
+_NEEDED = {"method", "task", "length", "index"}
 
 
 def _write_line(line: Line) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from ..errors import ElasticAttentionError
@@ -12,6 +14,8 @@ from ..tasks.suite import Suite
 from .methods import Method, settle_method
 
 MAX_ROWS = 256
+MAX_QUESTIONS = 1_000_000
+"""Prompts of a plan. All suites together have fewer; more are a mistake in typing, which would fill the memory."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,15 +62,40 @@ def list_batches(plan: EvalPlan, suite: Suite) -> Iterator[Batch]:
     """All batches in the order of the run; what a batch holds does not depend on what was asked before.
 
     Those of a task and length have the same number of rows, or one less: kernels are compiled for few numbers of rows.
+
+    Raises:
+        ElasticAttentionError: the plan asks too much.
     """
-    for length in plan.lengths:
-        rows = min(max(1, plan.batch_tokens // length), MAX_ROWS)
-        for task in plan.tasks:
-            count = suite.count_samples(task, plan.samples)
-            parts = -(-count // rows)
-            for part in range(parts):
-                indexes = range(count * part // parts, count * (part + 1) // parts)
-                yield Batch(task=task, length=length, indexes=tuple(indexes))
+    for length, task, count, parts in _list_cells(plan, suite):
+        for part in range(parts):
+            indexes = range(count * part // parts, count * (part + 1) // parts)
+            yield Batch(task=task, length=length, indexes=tuple(indexes))
+
+
+def count_batches(plan: EvalPlan, suite: Suite) -> int:
+    """How many `list_batches` lists.
+
+    Raises:
+        ElasticAttentionError: the plan asks too much.
+    """
+    return sum(parts for *_, parts in _list_cells(plan, suite))
+
+
+def _list_cells(plan: EvalPlan, suite: Suite) -> list[tuple[int, str, int, int]]:
+    """(length, task, samples, batches) in the order of the run."""
+    counts = {task: suite.count_samples(task, plan.samples) for task in plan.tasks}
+    total = len(plan.lengths) * sum(counts.values())
+    if total > MAX_QUESTIONS:
+        samples = "all" if plan.samples is None else f"{plan.samples:,}"
+        raise ElasticAttentionError(
+            f"--samples {samples} of each task and length are {total:,} prompts; a run takes {MAX_QUESTIONS:,} at "
+            "most. Ask for fewer."
+        )
+    return [
+        (length, task, counts[task], -(-counts[task] // min(max(1, plan.batch_tokens // length), MAX_ROWS)))
+        for length in plan.lengths
+        for task in plan.tasks
+    ]
 
 
 def check_lengths(lengths: tuple[int, ...], context: int, model: str) -> None:
@@ -109,10 +138,14 @@ class Shard:
         """Is batch `number` in this part?"""
         return number % self.count == self.index
 
+    def count_held(self, total: int) -> int:
+        """How many of the batches 0 to `total` - 1 are in this part."""
+        return len(range(self.index, total, self.count))
+
 
 def count_steps(plan: EvalPlan, suite: Suite, shard: Shard) -> int:
-    """How often `run_plan` will call `advance`."""
-    return len(plan.methods) * sum(shard.holds(number) for number, _ in enumerate(list_batches(plan, suite)))
+    """How often `run_plan` will call `advance`; raises as `count_batches`."""
+    return len(plan.methods) * shard.count_held(count_batches(plan, suite))
 
 
 _METHOD = re.compile(r"(?P<name>\w+)(?:@(?P<target>[\d.]+))?(?:=(?P<folder>[^/\s].*?|/.*?))?(?P<full>/full)?")
@@ -127,24 +160,41 @@ def parse_method(text: str) -> Method:
         ElasticAttentionError: it is no such word, or as `find_method`; names the form.
     """
     found = _METHOD.fullmatch(text)
-    if found is None or not _is_share(found["target"]):
+    if found is None:
         raise ElasticAttentionError(
             f"--methods {text!r} is unknown; write dense, all_sparse, random@0.7, routed or static=FOLDER, and /full "
             "behind it (routed/full, static=FOLDER/full) to read all keys while decoding."
         )
+    is_full = found["full"] is not None
     return settle_method(
         Method(
             name=found["name"],
-            target=None if found["target"] is None else float(found["target"]),
-            folder=found["folder"],
-            decode="full" if found["full"] else "sparse",
-            note="full" if found["full"] else "",
+            target=_read_share(text, found["target"]),
+            folder=_read_folder(text, found["folder"], is_full),
+            decode="full" if is_full else "sparse",
+            note="full" if is_full else "",
         )
     )
 
 
-def _is_share(text: str | None) -> bool:
-    try:
-        return text is None or 0 <= float(text) <= 1
-    except ValueError:
-        return False
+def _read_share(text: str, share: str | None) -> float | None:
+    with contextlib.suppress(ValueError):
+        if share is None or 0 <= float(share) <= 1:
+            return None if share is None else float(share)
+    raise ElasticAttentionError(
+        f"--methods {text!r}: the share of sparse heads behind @ is a number from 0 to 1, not {share}; write "
+        f"{text.partition('@')[0]}@0.7."
+    )
+
+
+def _read_folder(text: str, folder: str | None, is_full: bool) -> str | None:
+    """A slash at its end says that nothing belongs to the name but what stands before it."""
+    if folder is None:
+        return None
+    if is_full and not folder.endswith("/") and Path(folder, "full").expanduser().is_dir():
+        word = text.removesuffix("/full")
+        raise ElasticAttentionError(
+            f"--methods {text!r}: there is a folder {folder}/full. Write {text}/ for that one, or {word}//full for "
+            f"{folder}, reading all keys while decoding."
+        )
+    return folder.rstrip("/") or "/"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import json
 import operator
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,8 +11,6 @@ from typing import Any
 
 import torch
 
-from ..errors import ElasticAttentionError
-from ..records import write_file
 from ..tasks.suite import Skipped, Suite, SuiteSample
 from ..workers import end_with_parent
 from .answer_log import AnswerLog, Key, Line, make_line, make_skipped_line, read_answers
@@ -22,9 +18,9 @@ from .asking import ask_samples
 from .methods import Method
 from .plan import Batch, EvalPlan, Shard, list_batches
 from .readers import Reader, open_reader
+from .run_folder import claim_folder, hold_part
 
 Built = tuple[Batch, list[SuiteSample | Skipped]]
-RUN_FILE = "run.json"
 
 
 def run_plan(
@@ -60,23 +56,25 @@ def run_plan(
         still at work.
 
     Raises:
-        ElasticAttentionError: the folder holds answers of another run.
+        ElasticAttentionError: the folder holds answers of another run or damaged ones, another process is at work on
+            this part, or the plan is too large.
     """
     part = shard or Shard()
-    claim_folder(output, identity | {"plan": plan.describe(), "suite": suite.name, "suite_data": suite.describe()})
-    log = AnswerLog(output, part)
     batches = list(list_batches(plan, suite))
     own = [batch for number, batch in enumerate(batches) if part.holds(number)]
-    missing = list(_find_missing(plan, own, log, advance))
-    made = (
-        (batch, [check_context(entry, context) for entry in built])
-        for batch, built in build_batches(suite, tokenizer, missing, seed=plan.seed, workers=workers)
-    )
-    for method, asked in itertools.groupby(_order_asking(plan, made, log), key=operator.itemgetter(0)):
-        with open_reader(method, model, routers=routers, backend=backend, budget=budget) as reader:
-            for _, batch, built in asked:
-                log.add(list(_answer_batch(method, reader, suite, tokenizer, built)))
-                advance(f"{method.label} {batch.task} {batch.length:,}")
+    with hold_part(output, part):
+        claim_folder(output, identity | {"plan": plan.describe(), "suite": suite.name, "suite_data": suite.describe()})
+        log = AnswerLog(output, part)
+        missing = list(_find_missing(plan, own, log, advance))
+        made = (
+            (batch, [check_context(entry, context) for entry in built])
+            for batch, built in build_batches(suite, tokenizer, missing, seed=plan.seed, workers=workers)
+        )
+        for method, asked in itertools.groupby(_order_asking(plan, made, log), key=operator.itemgetter(0)):
+            with open_reader(method, model, routers=routers, backend=backend, budget=budget) as reader:
+                for _, batch, built in asked:
+                    log.add(list(_answer_batch(method, reader, suite, tokenizer, built)))
+                    advance(f"{method.label} {batch.task} {batch.length:,}")
     return collect_lines(plan, batches, read_answers(output))
 
 
@@ -125,31 +123,6 @@ def collect_lines(plan: EvalPlan, batches: Sequence[Batch], done: Mapping[Key, L
 def find_lines(plan: EvalPlan, suite: Suite, folder: Path) -> list[Line] | None:
     """The lines that runs left in `folder`; None if some are missing."""
     return collect_lines(plan, list(list_batches(plan, suite)), read_answers(folder))
-
-
-def claim_folder(output: Path, identity: dict[str, Any]) -> None:
-    """Note whose answers a folder holds, so that answers of different models or samples never mix.
-
-    Raises:
-        ElasticAttentionError: it holds those of another run; names what differs.
-    """
-    path, text = output / RUN_FILE, json.dumps(identity, indent=2, sort_keys=True, default=str) + "\n"
-    if path.exists() and (found := path.read_text(encoding="utf-8", errors="replace")) != text:
-        before, now = _read_identity(path, found), json.loads(text)
-        differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-        raise ElasticAttentionError(
-            f"{output} holds answers of another run (other {', '.join(differing)}); choose another --output or remove "
-            "that folder."
-        )
-    write_file(path, text)
-
-
-def _read_identity(path: Path, text: str) -> dict[str, Any]:
-    with contextlib.suppress(ValueError):
-        found = json.loads(text)
-        if isinstance(found, dict):
-            return found
-    raise ElasticAttentionError(f"{path} is no file of an evaluation; choose another --output or remove that folder.")
 
 
 def build_batches(

@@ -18,8 +18,8 @@ from ..records import Record, build_record
 from ..tasks.packages import sha256_of
 from ..tasks.suite import Suite, has_chat_template
 from .answer_log import Line
-from .methods import Method, attach_method
-from .plan import EvalPlan, Shard, check_lengths
+from .methods import Method, check_method, find_method
+from .plan import EvalPlan, Shard, check_lengths, count_batches
 from .runner import run_plan
 from .session import Base, describe_device, measure_peak_bytes
 from .sharding import is_launched, wait_for_others
@@ -53,8 +53,11 @@ class Routing:
         }
 
 
-def digest_adapter(source: str | None, model: Any) -> str:
+def digest_adapter(source: str | None, model: Any, *, is_mask: bool = False) -> str:
     """A checksum of the files of an adapter or a mask: a folder, a hub id, or None for the one that ships.
+
+    Args:
+        is_mask: what the message asks for where there is none.
 
     Raises:
         AdapterError: there is none.
@@ -63,7 +66,8 @@ def digest_adapter(source: str | None, model: Any) -> str:
     if source is None:
         folder = find_pretrained(describe_model(unwrap_model(model))[0])
     else:
-        folder = locate_folder(source, names, kind="adapter")
+        wanted, kind = (names[::-1], "mask") if is_mask else (names, "adapter")
+        folder = locate_folder(source, wanted, kind=kind)
     found = [sha256_of(folder / name) for name in names if (folder / name).is_file()]
     return hashlib.sha256(" ".join(found).encode()).hexdigest()
 
@@ -90,11 +94,11 @@ def make_plan(
     """The plan with the defaults filled in; `tasks` as `check_tasks` gives them.
 
     Raises:
-        ElasticAttentionError: lengths past the model's limit.
+        ElasticAttentionError: lengths past the model's limit, or more prompts than a run takes.
     """
     asked = lengths or tuple(n for n in suite.default_lengths if n <= base.context) or (base.context,)
     check_lengths(asked, base.context, base.name)
-    return EvalPlan(
+    plan = EvalPlan(
         tasks=tasks,
         lengths=asked,
         samples=samples,
@@ -102,6 +106,8 @@ def make_plan(
         seed=seed,
         batch_tokens=batch_tokens or BATCH_TOKENS.get(base.device.type, 1),
     )
+    count_batches(plan, suite)  # which refuses a plan without end
+    return plan
 
 
 def evaluate_suite(
@@ -121,16 +127,19 @@ def evaluate_suite(
         The record; None while other shards are still at work, and in all processes of torchrun but the first.
 
     Raises:
-        ElasticAttentionError: the folder holds another run, an adapter is none of its method, or a batch does not fit
-            into memory.
+        ElasticAttentionError: the folder holds another run or another process fills it, an adapter is none of its
+            method, the backend cannot run a method here, or a batch does not fit into memory.
     """
     from torch import OutOfMemoryError
 
     # A retrained adapter in the same folder answers differently, so it is another run.
-    adapters = {method.label: digest_adapter(method.folder, base.model) for method in plan.methods if method.folder}
-    for method in plan.methods:
-        if method.folder:  # what does not fit is said before the output is taken and others have answered
-            attach_method(method, base.model).detach()
+    adapters = {
+        method.label: digest_adapter(method.folder, base.model, is_mask=find_method(method).needs == "mask")
+        for method in plan.methods
+        if method.folder
+    }
+    for method in plan.methods:  # what does not fit is said before the output is taken and others have answered
+        check_method(method, base.model, routers=routing.routers, backend=routing.backend)
     routed = routing.describe(base.model, plan.methods)
     identity = {
         "model": base.describe(),

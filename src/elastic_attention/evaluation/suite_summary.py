@@ -10,7 +10,7 @@ import torch
 
 from ..tasks.suite import Suite
 from .answer_log import Line
-from .intervals import bootstrap_macro
+from .intervals import LEAST_SAMPLES, bootstrap_macro
 from .methods import Method
 from .plan import EvalPlan
 from .readers import read_routes
@@ -27,7 +27,8 @@ def summarize_run(plan: EvalPlan, suite: Suite, lines: Sequence[Line]) -> Metric
     Returns:
         rows: one a method: method, target, decode, n, score (mean over the suite's headline tasks and lengths, each
             counting the same) with its 95% interval, weighted_score (mean over samples), relative_score to the dense
-            method with a paired interval, msr, esr_prefill, esr_decode, kv_bytes, kv_bytes_dense, seconds.
+            method with a paired interval, msr, esr_prefill, esr_decode, kv_bytes, kv_bytes_dense, seconds. Intervals
+            are None where n is below `LEAST_SAMPLES`.
         mastered_rows, mastered: the same over the tasks and lengths where the dense method scores .50 or more, and
             which these are; where it does not, nobody can show what sparsity loses. Empty without a dense method.
         by_length: the same for each length.
@@ -112,7 +113,11 @@ def _rows(method: Method, lines: Sequence[Line], labels: dict[str, Any]) -> list
     }
     macro = bootstrap_macro(scores, paired)
     has_base = is_paired and any(float(values.sum()) > 0 for values in paired.values())
-    relative = macro["relative"] if has_base else (None, None, None)
+    estimates: dict[str, tuple[float | None, ...]] = macro | ({} if has_base else {"relative": (None,) * 3})
+    if len(own) < LEAST_SAMPLES:
+        estimates = {key: (values[0], None, None) for key, values in estimates.items()}
+    if has_base and method.label == BASE:  # to itself, by definition; a resample with nothing right would say 0 / 0
+        estimates["relative"] = (1.0, 1.0, 1.0)
     return [
         {
             "method": method.name,
@@ -122,9 +127,9 @@ def _rows(method: Method, lines: Sequence[Line], labels: dict[str, Any]) -> list
             **labels,
             "tasks": sorted({line.task for line in own}),
             "n": len(own),
-            **dict(zip(("score", "score_low", "score_high"), macro["score"], strict=True)),
+            **dict(zip(("score", "score_low", "score_high"), estimates["score"], strict=True)),
             "weighted_score": _mean([line.score for line in own]),
-            **dict(zip(("relative_score", "relative_low", "relative_high"), relative, strict=True)),
+            **dict(zip(("relative_score", "relative_low", "relative_high"), estimates["relative"], strict=True)),
             **{key: _mean([getattr(line, key) for line in own]) for key in MEANS},
             "cut": sum(line.is_cut for line in own),
             "empty": sum(is_empty(line) for line in own),

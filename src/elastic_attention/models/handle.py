@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,27 +9,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..cache import ElasticCache
-from ..config import ElasticConfig, StreamingConfig, XAttentionConfig
+from ..config import ElasticConfig, XAttentionConfig
 from ..kernels.backends import choose_backend, is_fused
-from ..paging import LayerGroup, PagedCache
-from ..patterns import StreamingPattern, build_pattern
+from ..paging import LayerGroup
+from ..patterns import build_pattern
 from ..router import RouterStack
 from ..types import ForwardRecord
 from . import checkpoint
-from .attention_function import IMPLEMENTATION
-from .cache_layer import ElasticLayer, Store, claim_layer
+from .budget import check_budget
+from .cache_layer import ElasticLayer, claim_layer
 from .calibration import calibrate_budget
-from .families import find_attention_modules, unwrap_model
+from .families import unwrap_model
 from .fused_routers import FusedRouters
-from .generation import Prompt, wrap_generate
+from .generation import Prompt
 from .given_routes import check_given
+from .installation import MARK, Installation
 from .report import RouteReport
 from .routing import KeyRouter, LayerStep, RouteSource, RoutingRules, plan_layer
+from .stores import make_layer
 from .tokens import TokenReader
-
-_logger = logging.getLogger(__name__)
-_MARK = "_elastic_handle"
 
 
 class Handle:
@@ -40,7 +37,6 @@ class Handle:
         config: sizes, patterns and training facts.
         routers: one router a routed layer, outside the model's module tree.
         routed_layers: indices of the layers that are routed.
-        budget: added to every sparse logit; larger = sparser. 0 is what training found.
         token_reader: what layers learn about the tokens of a forward.
         fast_gradients: of `blended_attention`.
         replays_steps: `generate` decodes with a CUDA graph where the cache lies in pages.
@@ -84,50 +80,40 @@ class Handle:
         self._fused = FusedRouters(routers)
         self.token_reader = TokenReader()
         self._is_enabled = True
-        self._install()
+        self._installation = Installation(self, self._before_forward, self._after_forward, self._before_attention)
 
     def __repr__(self) -> str:
         by, layers = "a mask" if self.is_static else f"{self.config.granularity} routers", len(self.routed_layers)
         return f"<Handle of {type(self.model).__name__}: {layers} layers routed by {by}, decode={self.decode!r}>"
 
-    # Installing and removing -----------------------------------------------------------------------------------
-
-    def _install(self) -> None:
-        self._base_implementation = self.model.config._attn_implementation
-        self.model.set_attn_implementation(IMPLEMENTATION)
-        body = self.model.base_model
-        self._hooks = [
-            body.register_forward_pre_hook(self._before_forward, with_kwargs=True),
-            body.register_forward_hook(self._after_forward),
-        ]
-        for module in find_attention_modules(self.model).values():
-            self._hooks.append(module.register_forward_pre_hook(self._before_attention, with_kwargs=True))
-        wrap_generate(self)
-        setattr(self.model, _MARK, self)
-
     def detach(self) -> None:
-        """Restore the model bit for bit. Calling it again does nothing."""
-        if not self._hooks:
-            return
-        while self._hooks:
-            self._hooks.pop().remove()
-        del self.model.generate
-        delattr(self.model, _MARK)
-        self.model.set_attn_implementation(self._base_implementation)
+        """Restore the model bit for bit. Calling it again does nothing; methods that steer the model are refused."""
+        self._installation.remove()
 
     @contextlib.contextmanager
     def disabled(self) -> Iterator[None]:
-        """Inside, the model is the base model, exactly."""
+        """Inside, the model is the base model, exactly. ElasticAttentionError: the handle was detached."""
+        self._installation.require("disabled")
         before = self._is_enabled
         self._is_enabled = False
-        self.model.set_attn_implementation(self._base_implementation)
+        self._installation.switch(is_routed=False)
         try:
             yield
         finally:
             self._is_enabled = before
-            self.model.set_attn_implementation(IMPLEMENTATION if before and self._hooks else self._base_implementation)
+            self._installation.switch(is_routed=before)
 
     # Routes ----------------------------------------------------------------------------------------------------
+
+    @property
+    def budget(self) -> float:
+        """Added to every sparse logit; larger = sparser. 0 is what training found."""
+        return self._budget
+
+    @budget.setter
+    def budget(self, value: float) -> None:
+        """Take a number, or raise ValueError: a value of another type, NaN, infinity, more than one number."""
+        self._budget = check_budget(value)
 
     def set_routes(self, routes: None | str | Tensor) -> None:
         """Give the routes of the next sequences instead of letting the router decide.
@@ -139,7 +125,9 @@ class Handle:
 
         Raises:
             ValueError: another word, shape or dtype, or heads of a layer that differ under a layer adapter.
+            ElasticAttentionError: the handle was detached.
         """
+        self._installation.require("set_routes")
         self._forced = self._static if routes is None else check_given(routes, self.config)
 
     @contextlib.contextmanager
@@ -158,7 +146,11 @@ class Handle:
 
         Yields:
             ForwardRecord that holds the routes of the forward inside.
+
+        Raises:
+            ElasticAttentionError: the handle was detached.
         """
+        self._installation.require("routed_by")
         saved = self._source, self._record, self._prompt_lengths, self._is_sampling
         record = ForwardRecord()
         self._source, self._record, self._prompt_lengths = source, record, prompt_lengths
@@ -189,7 +181,12 @@ class Handle:
 
         Returns:
             {"budget", "msr", "tolerance"}: what was set and what it measured.
+
+        Raises:
+            ValueError: the target is no ratio, a prompt is too short to be routed, or the routes are given.
+            ElasticAttentionError: the handle was detached.
         """
+        self._installation.require("calibrate")
         return calibrate_budget(self, prompts, target, tolerance)
 
     def report(self) -> dict[str, Any]:
@@ -307,17 +304,13 @@ class Handle:
         return functools.partial(self._fused.route, budget=self.budget) if has_kernel else None
 
     def _make_layer(self, group: LayerGroup) -> ElasticLayer:
-        pattern, keeps_all = self._pattern, self._keeps_all
-        if not isinstance(pattern, StreamingPattern):  # nothing is dropped, so any rule for dropping will do
-            pattern = StreamingPattern(StreamingConfig())
-        is_paged = self._is_paged()
-
-        def make_store(group: LayerGroup) -> Store:
-            if is_paged:
-                return PagedCache(pattern, keeps_all=keeps_all, group=group)
-            return ElasticCache(pattern, keeps_all=keeps_all)
-
-        return ElasticLayer(make_store, group, num_pooled=self.config.router.pooled_tokens)
+        return make_layer(
+            group,
+            self._pattern,
+            keeps_all=self._keeps_all,
+            is_paged=self._is_paged(),
+            num_pooled=self.config.router.pooled_tokens,
+        )
 
     def _is_paged(self) -> bool:
         return self.model.device.type == "cuda" and is_fused(self.backend)
@@ -347,4 +340,4 @@ class Handle:
 
 def find_handle(model: Any) -> Handle | None:
     """The handle of an attached model, also of a deep copy of one; None if there is none."""
-    return getattr(unwrap_model(model), _MARK, None)
+    return getattr(unwrap_model(model), MARK, None)

@@ -4,12 +4,12 @@ Keys of a prompt that are computed densely do not depend on its routes; so under
 cut into chunks and shared between requests as an engine likes, exactly.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 from ..config import ElasticConfig, StreamingConfig, from_dict
 from ..errors import UnsupportedModel
+from ..models.budget import check_budget
 from .requests import RouteRequest
 
 POLICIES = ("deferred", "first_chunk", "probe")
@@ -42,8 +42,7 @@ class ServingConfig:
             raise ValueError(f"policy={self.policy!r} is unknown; use one of {list(POLICIES)}.")
         if self.first_chunk_tokens < 1:
             raise ValueError(f"first_chunk_tokens={self.first_chunk_tokens} must be at least 1.")
-        if not math.isfinite(self.budget):
-            raise ValueError(f"budget={self.budget} is no finite number; 0 is what training found, larger is sparser.")
+        check_budget(self.budget)
 
     @classmethod
     def read(cls, data: Any) -> "ServingConfig":

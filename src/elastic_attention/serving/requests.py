@@ -4,7 +4,6 @@
 head), or one "0" or "1" (= sparse) per KV head, layer by layer. `elastic_budget`: a number, larger = sparser.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..config import ElasticConfig
+from ..models.budget import check_budget
 
 ROUTES, BUDGET = "elastic_routes", "elastic_budget"
 PREFIX = "elastic_"
@@ -50,17 +50,8 @@ def read_route_request(
     given = {key: value for key, value in (options or {}).items() if key.startswith(PREFIX)}
     if unknown := sorted(set(given) - {ROUTES, BUDGET}):
         raise ValueError(f"{', '.join(unknown)} is unknown; use {ROUTES} and {BUDGET}.")
-    number = given.get(BUDGET, budget)
-    if isinstance(number, bool) or not isinstance(number, int | float) or not _is_finite(number):
-        raise ValueError(f"{BUDGET}={number!r:.60} is no finite number; 0 is what training found, larger is sparser.")
-    return RouteRequest(routes=_read_routes(given.get(ROUTES, "auto"), config), budget=float(number))
-
-
-def _is_finite(number: float) -> bool:
-    try:
-        return math.isfinite(number)
-    except OverflowError:  # an int that no float holds
-        return False
+    number = check_budget(given.get(BUDGET, budget), f"{BUDGET}=")
+    return RouteRequest(routes=_read_routes(given.get(ROUTES, "auto"), config), budget=number)
 
 
 def _read_routes(value: Any, config: ElasticConfig) -> Tensor | None:

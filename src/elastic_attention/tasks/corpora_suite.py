@@ -48,6 +48,10 @@ class CorporaSuite:
         """`wanted`, or the suite's own number."""
         return self.default_samples if wanted is None else wanted
 
+    def find_least_length(self, task: str) -> int:
+        """Unknown: it depends on the tokenizer."""
+        return 1
+
 
 class _UnmarkedTokenizer:
     """A tokenizer without a chat template, with one that adds nothing."""

@@ -22,20 +22,21 @@ def read_json(path: Path) -> Any:
 
     Raises:
         OSError: it cannot be read.
-        ValueError: as in `parse_json` and `check_letters`.
+        ValueError: as in `parse_json`, or a text holds half of a letter.
     """
     value = parse_json(path.read_text(encoding="utf-8-sig"))
-    check_letters(value)
+    if (fault := find_half_letter(value)) is not None:
+        raise ValueError(fault)
     return value
 
 
-def check_letters(value: Any) -> None:
-    """Look for halves of surrogate pairs: JSON can write them, and no tokenizer takes them.
+def find_half_letter(value: Any) -> str | None:
+    """What is wrong with the texts of a JSON value, or None.
 
-    Raises:
-        ValueError: there is one.
+    JSON can write halves of surrogate pairs, and no tokenizer takes them.
     """
     try:
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError as error:
-        raise ValueError(f"a text holds {error.object[error.start]!a}, half of a letter") from error
+        return f"a text holds {error.object[error.start]!a}, half of a letter"
+    return None

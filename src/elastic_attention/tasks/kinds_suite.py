@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from elastic_attention.tasks.corpora import load_corpora
 from elastic_attention.tasks.corpora_suite import CorporaSuite, with_marks
-from elastic_attention.tasks.registry import ALL_KINDS, KINDS, PAIRS, VALIDATION_KINDS, generate
+from elastic_attention.tasks.registry import ALL_KINDS, KINDS, MIN_TOKENS, PAIRS, VALIDATION_KINDS, generate
 from elastic_attention.tasks.ruler.scoring import match_part
 from elastic_attention.tasks.sample import Tokenizer, prompt_text, render
 from elastic_attention.tasks.suite import Answer, Skipped, SuiteSample, make_or_skip
@@ -32,6 +32,10 @@ class KindsSuite(CorporaSuite):
     default_lengths = (1024, 2048)
     default_split = "heldout"
     default_samples = 400
+
+    def find_least_length(self, task: str) -> int:
+        """That of `generate`, for every kind."""
+        return MIN_TOKENS
 
     def build(
         self, task: str, indexes: Sequence[int], *, length: int, seed: int, tokenizer: Tokenizer

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from elastic_attention.errors import DataError
 from elastic_attention.tasks.aggregation import make_most_frequent
 from elastic_attention.tasks.bodies import HAYSTACKS, draw_comments, draw_repeated
 from elastic_attention.tasks.continuation import make_code, make_prose, make_repeated_lines
@@ -16,6 +15,7 @@ from elastic_attention.tasks.corpora import Corpora
 from elastic_attention.tasks.drawing import SPLITS, Draw
 from elastic_attention.tasks.facts import make_facts
 from elastic_attention.tasks.few_shot import make_classes, make_regions
+from elastic_attention.tasks.lengths import TooShort
 from elastic_attention.tasks.lookup import make_constants, make_lookup
 from elastic_attention.tasks.needles import make_needle, make_needles
 from elastic_attention.tasks.relations import VALIDATION
@@ -87,7 +87,7 @@ def generate(
 
     The same arguments give the same sample on any machine. `split` is "train", "heldout" (other texts, words and
     numbers) or "heldout_format" (held out, and in a wording that training never sees). Raises ValueError for an
-    unknown kind or split, DataError (which is one) for fewer than 512 tokens and for a kind that does not fit.
+    unknown kind or split, TooShort (which is one) for fewer than 512 tokens and for a kind that does not fit.
     """
     if kind not in ALL_KINDS:
         raise ValueError(f"kind {kind!r} is unknown; choose one of {', '.join(ALL_KINDS)}.")
@@ -120,7 +120,9 @@ def make_sample(
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is unknown; choose one of {', '.join(SPLITS)}.")
     if target_tokens < MIN_TOKENS:
-        raise DataError(f"target_tokens is {target_tokens}; samples need at least {MIN_TOKENS}.")
+        raise TooShort(
+            f"target_tokens is {target_tokens}; samples need at least {MIN_TOKENS}.", MIN_TOKENS - target_tokens
+        )
     num_tokens = target_tokens
     for _ in range(MAX_TRIES):
         rng = random.Random(f"{seed}/{split}/{kind}/{index}")
@@ -131,4 +133,4 @@ def make_sample(
             return sample
         # At least a step that drops a line, or a small excess would come back try after try.
         num_tokens -= max(excess, target_tokens // 64)
-    raise DataError(f"kind {kind!r} does not fit {target_tokens} tokens with this tokenizer; ask for more.")
+    raise TooShort(f"kind {kind!r} does not fit {target_tokens} tokens with this tokenizer; ask for more.", excess)

@@ -14,13 +14,15 @@ has what `Suite` lists. The runner builds the samples of a task once, has every 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 from elastic_attention.errors import DataError
+from elastic_attention.tasks.lengths import TooShort, describe_least, find_working_length
 from elastic_attention.tasks.sample import Tokenizer
 
 # name -> module below `tasks`, and the class in it. Modules are imported on first use.
@@ -131,6 +133,9 @@ class Suite(Protocol):
         Malformed records count, because `build` names them.
         """
 
+    def find_least_length(self, task: str) -> int:
+        """Fewest tokens at which a sample of the task can be made, where that is known without a tokenizer; else 1."""
+
     def build(
         self, task: str, indexes: Sequence[int], *, length: int, seed: int, tokenizer: Tokenizer
     ) -> Iterator[SuiteSample | Skipped]:
@@ -157,12 +162,19 @@ def make_or_skip(
     tokenizer: Tokenizer,
 ) -> Iterator[SuiteSample | Skipped]:
     """What `make(task, index, length, seed, tokenizer)` gives, or the reason why the data cannot give it."""
+
+    def explain(index: int, error: DataError) -> str:
+        if not isinstance(error, TooShort):
+            return str(error)
+        least = find_working_length(lambda longer: make(task, index, longer, seed, tokenizer), length, error)
+        return f"{describe_least(task, length, least)}."
+
     for index in indexes:
         made: SuiteSample | Skipped
         try:
             made = make(task, index, length, seed, tokenizer)
         except DataError as error:
-            made = Skipped(task=task, index=index, length=length, reason=str(error))
+            made = Skipped(task=task, index=index, length=length, reason=explain(index, error))
         yield made
 
 
@@ -192,7 +204,7 @@ def open_suite(name: str, *, data: str | Path | None = None, **options: Any) -> 
 
     Args:
         data: folder or file with the suite's data; None where it generates everything.
-        options: the suite's own settings.
+        options: the suite's own settings; a number may be given as text, as a command line has it.
 
     Raises:
         DataError: an unknown suite or option; names what there is.
@@ -201,10 +213,23 @@ def open_suite(name: str, *, data: str | Path | None = None, **options: Any) -> 
         raise DataError(f"suite {name!r} is unknown; choose one of {', '.join(SUITES)}.")
     module, attribute = SUITES[name]
     make: Callable[..., Suite] = getattr(import_module(f"{__package__}.{module}"), attribute)
-    known = sorted(set(signature(make).parameters) - {"name", "data"})
+    parameters = signature(make, eval_str=True).parameters
+    known = sorted(set(parameters) - {"name", "data"})
     if unknown := sorted(set(options) - set(known)):
         raise DataError(f"suite {name!r} has no option {', '.join(unknown)}; it has {', '.join(known) or 'none'}.")
-    return make(name, data=None if data is None else Path(data), **options)
+    settings = {key: read_setting(value, parameters[key].annotation) for key, value in options.items()}
+    return make(name, data=None if data is None else Path(data), **settings)
+
+
+def read_setting(value: Any, kind: Any) -> Any:
+    """The number that a text of digits names, where a setting of this annotation is one; else the value itself.
+
+    What is no number stays a text, which the suite then refuses by name; a folder may be called 2024.
+    """
+    if isinstance(value, str) and int in (kind, *get_args(kind)):
+        with suppress(ValueError):
+            return int(value)
+    return value
 
 
 def check_tasks(suite: Suite, tasks: Sequence[str]) -> tuple[str, ...]:

@@ -7,7 +7,17 @@ from typing import Any
 
 from .charts import Chart, Point, Series, draw_chart
 from .speed_charts import draw_speeds
-from .units import format_decimal, format_ratio, format_text, list_rows, to_number
+from .units import (
+    SCORE,
+    Measure,
+    choose_measure,
+    format_decimal,
+    format_ratio,
+    format_text,
+    list_rows,
+    read_decode,
+    to_number,
+)
 
 Row = Mapping[str, Any]
 _OF_THIS_RUN = (
@@ -54,29 +64,31 @@ def name_row(row: Row) -> str:
 
 
 def _draw_trade(rows: Sequence[Row]) -> Chart:
+    measure = choose_measure(rows)
     return draw_chart(
-        _group_methods([(row, row["esr_prefill"]) for row in rows]),
+        _group_methods([(row, row["esr_prefill"]) for row in rows], measure),
         title="Quality against what is skipped",
         note="Higher and further right is better; the line joins what nothing beats in both. Hollow marks read all "
         "keys while decoding. Bars are 95% intervals.",
         x_label="share of query-key pairs that prefill skipped (ESR)",
-        y_label="score",
+        y_label=measure[-1],
     )
 
 
 def _draw_speed_trade(timed: Sequence[tuple[Row, float]]) -> Chart:
+    measure = choose_measure([row for row, _ in timed])
     return draw_chart(
-        _group_methods(timed),
+        _group_methods(timed, measure),
         title="Quality against speed",
         note=f"Over all lengths together; bars are 95% intervals. {_OF_THIS_RUN}",
         x_label="speed-up of prefill",
-        y_label="score",
+        y_label=measure[-1],
     )
 
 
-def _group_methods(rows: Sequence[tuple[Row, float]]) -> list[Series]:
-    """(row, x) as points of the score in the colour of their method, and the line through what nothing beats."""
-    points = [(format_text(row.get("method")), _make_point(row, x)) for row, x in rows]
+def _group_methods(rows: Sequence[tuple[Row, float]], measure: Measure) -> list[Series]:
+    """(row, x) as points in the colour of their method, and the line through what nothing beats."""
+    points = [(format_text(row.get("method")), _make_point(row, x, measure)) for row, x in rows]
     names = list(dict.fromkeys(name for name, _ in points))
     series = [Series(name=name, points=[point for other, point in points if other == name]) for name in names]
     return [*series, Series(name="", points=find_front([point for _, point in points]), is_joined=True)]
@@ -119,16 +131,16 @@ def _draw_prefills(timed: Sequence[tuple[Row, float]]) -> Chart:
     )
 
 
-def _make_point(row: Row, x: float) -> Point:
-    score = format_decimal(row["score"], 3)
+def _make_point(row: Row, x: float, measure: Measure = SCORE) -> Point:
+    key, low, high, name = measure
     where = f"MSR {format_ratio(row.get('msr'))}, ESR {format_ratio(row.get('esr_prefill'))}"
     return Point(
         x=float(x),
-        y=float(row["score"]),
-        title=f"{name_row(row)}: score {score}, {where}",
-        low=to_number(row.get("score_low")),
-        high=to_number(row.get("score_high")),
-        is_hollow=row.get("decode") == "full",
+        y=float(row[key]),
+        title=f"{name_row(row)}: {name} {format_decimal(row[key], 3)}, {where}",
+        low=to_number(row.get(low)),
+        high=to_number(row.get(high)),
+        is_hollow=read_decode(row) == "full",
     )
 
 

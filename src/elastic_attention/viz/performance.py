@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 Row = Mapping[str, Any]
 Record = Mapping[str, Any]
-Panel = Callable[["Axes", Record], None]
+Panel = tuple[str, str, Callable[["Axes", Record], None]]
+"""Name of its rows, the keys that a row of theirs needs, and what draws them."""
 
 OWN = ("hopper", "triton", "paged", "elastic", "fused", "scoring")
 BLUES = (PALETTE[0], PALETTE[5], "#0B4F7D", "#7FB2D9", "#3E6FA3", "#A9CCE3")
@@ -34,13 +35,13 @@ def save_kernel_speed(record: Record, path: str | os.PathLike[str]) -> None:
         ElasticAttentionError: the record has no rows to draw, or the figure cannot be written.
         BackendUnavailable: matplotlib is not installed.
     """
-    panels: list[tuple[str, Panel]] = [
-        ("rows", _draw_prefill_rates),
-        ("rows", _draw_prefill_speedups),
-        ("decode", _draw_decode),
-        ("blended", _draw_training),
-        ("xattention", _draw_xattention),
-        ("router", _draw_router),
+    panels: list[Panel] = [
+        ("rows", "kernel tokens teraflops", _draw_prefill_rates),
+        ("rows", "kernel tokens msr speedup visited_fraction", _draw_prefill_speedups),
+        ("decode", "kernel tokens batch terabytes_per_second", _draw_decode),
+        ("blended", "kernel tokens batch dense_ratio", _draw_training),
+        ("xattention", "kernel tokens density dense_ratio", _draw_xattention),
+        ("router", "kernel batch milliseconds", _draw_router),
     ]
     save_figure(_draw_panels(record, panels, "Kernels beside their peers"), path)
 
@@ -63,13 +64,13 @@ def save_model_speed(record: Record, path: str | os.PathLike[str]) -> None:
     }
     part["pairs"] = [row for row in part["rows"] if row.get("kernel") == "elastic" and row.get("pair") != "fa-ssa"]
     part["rows"] = [row for row in part["rows"] if row.get("pair") in (None, "fa-ssa")]
-    panels: list[tuple[str, Panel]] = [
-        ("rows", _draw_model_prefill),
-        ("rows", _draw_model_speedups),
-        ("decode", _draw_model_decode),
-        ("decode", _draw_model_decode_speedups),
-        ("pairs", _draw_model_pairs),
-        ("rows", _draw_model_memory),
+    panels: list[Panel] = [
+        ("rows", "kernel tokens seconds", _draw_model_prefill),
+        ("rows", "kernel tokens msr speedup bound_seconds", _draw_model_speedups),
+        ("decode", "kernel tokens batch tokens_per_second", _draw_model_decode),
+        ("decode", "kernel tokens batch msr speedup", _draw_model_decode_speedups),
+        ("pairs", "pair tokens msr speedup", _draw_model_pairs),
+        ("rows", "kernel tokens msr kv_ratio", _draw_model_memory),
     ]
     save_figure(_draw_panels({"metrics": part}, panels, f"{model}, dense and elastic"), path)
 
@@ -84,8 +85,8 @@ def save_speed(record: Record, path: str | os.PathLike[str]) -> None:
     save(record, path)
 
 
-def _draw_panels(record: Record, panels: Sequence[tuple[str, Panel]], title: str) -> "Figure":
-    chosen = [draw for name, draw in panels if list_rows(record, name)]
+def _draw_panels(record: Record, panels: Sequence[Panel], title: str) -> "Figure":
+    chosen = [draw for name, keys, draw in panels if _has_rows(record, name, keys)]
     if not chosen:
         raise ElasticAttentionError("The record has no rows of speed; pass a record of benchmarks/gpu_*.py.")
     columns = min(2, len(chosen))
@@ -105,6 +106,11 @@ def _draw_panels(record: Record, panels: Sequence[tuple[str, Panel]], title: str
             axis.set_visible(False)
         figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
     return figure
+
+
+def _has_rows(record: Record, name: str, keys: str) -> bool:
+    """Whether a row under `name` has all keys; records of other commands have other rows there."""
+    return any(all(row.get(key) is not None for key in keys.split()) for row in list_rows(record, name))
 
 
 def _draw_prefill_rates(axis: "Axes", record: Record) -> None:

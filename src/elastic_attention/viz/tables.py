@@ -84,7 +84,7 @@ TABLES = {
 
 # Recipes of one model: results/recipes_MODEL.json gives what they keep, what routers gain over masks, the runs,
 # and the sparsity that they end at.
-for _name in ("recipes_smollm2", "recipes_coder", "recipes_coder_trials"):
+for _name in ("recipes_smollm2", "recipes_coder"):
     TABLES[_name] = TableSource(record=f"{_name}.json", render=render_recipes)
     TABLES[f"{_name}_gains"] = TableSource(record=f"{_name}.json", render=render_recipe_gains)
     TABLES[f"{_name}_intervals"] = TableSource(record=f"{_name}.json", render=render_recipe_intervals)
@@ -115,7 +115,8 @@ def update_tables(readme: Path, results: Path, check: bool) -> list[str]:
         Names of the tables that were out of date, in order; empty when the file agrees with the records.
 
     Raises:
-        ElasticAttentionError: an unknown table name, a marker without its partner, or a record that cannot be read.
+        ElasticAttentionError: a file without markers, an unknown table name, a marker without its partner, or a record
+            that cannot be read.
     """
     try:
         text = Path(readme).read_bytes().decode("utf-8")
@@ -152,8 +153,14 @@ def render_table(name: str, results: Path) -> str:
 
 
 def _check_markers(readme: Path, text: str) -> None:
-    """Refuse unknown names, and markers that are not an opening directly followed by its own closing."""
-    for name in _MARKER.findall(text):
+    """Refuse no marker at all, unknown names, and markers that are not an opening followed by its own closing."""
+    names = _MARKER.findall(text)
+    if not names:
+        raise ElasticAttentionError(
+            f"{readme} has no place for a table. Add <!-- table:NAME --> and <!-- /table:NAME --> where one belongs; "
+            f"known tables: {', '.join(TABLES)}."
+        )
+    for name in names:
         if name not in TABLES:
             raise ElasticAttentionError(
                 f"{readme} asks for the unknown table {name!r}. Known tables: {', '.join(TABLES)}."

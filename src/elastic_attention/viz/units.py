@@ -1,7 +1,7 @@
 """How the values of a record become text, in pages, tables and pictures alike."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 MISSING = "–"
@@ -122,15 +122,32 @@ def format_command(value: object) -> str:
     return f"python {command}" if command.endswith(".py") else f"elastic-attn {command}"
 
 
+Measure = tuple[str, str, str, str]
+"""Keys of a figure and of the ends of its interval in a row, and its name."""
+SCORE: Measure = ("score", "score_low", "score_high", "mean score")
+SHARE: Measure = ("relative_score", "relative_low", "relative_high", "share of the dense score")
+
+
+def choose_measure(rows: Sequence[Mapping[str, Any]]) -> Measure:
+    """What a picture compares: scores, or shares of dense on a row's own samples where rows differ in these."""
+    has_shares = all(to_number(row.get(SHARE[0])) is not None for row in rows)
+    return SHARE if has_shares and len({row.get("n") for row in rows}) > 1 else SCORE
+
+
+def read_decode(row: Mapping[str, Any]) -> str:
+    """How a method decoded: "full" also where it has no other way, which older rows do not say."""
+    has_all_keys = row.get("esr_decode") == 0 and row.get("msr")
+    return "full" if has_all_keys else row.get("decode") or "sparse"
+
+
 def describe_scores(row: Mapping[str, Any]) -> dict[str, Any]:
     """A method's row for a table: `score_text` and `relative_text` with their intervals, and how it decoded.
 
-    `decode` is "full" also where a method has no other way, and None for the dense model.
+    `decode` is that of `read_decode`, and None for the dense model.
     """
-    has_all_keys = row.get("esr_decode") == 0 and row.get("msr")
     return {
         **row,
-        "decode": None if row.get("method") == "dense" else "full" if has_all_keys else row.get("decode"),
+        "decode": None if row.get("method") == "dense" else read_decode(row),
         "score_text": format_estimate(row.get("score"), row.get("score_low"), row.get("score_high")),
         "relative_text": format_estimate(row.get("relative_score"), row.get("relative_low"), row.get("relative_high")),
     }

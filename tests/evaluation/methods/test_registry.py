@@ -50,6 +50,8 @@ def test_constants_of_the_papers():
 def test_methods_prescribe_their_decoding():
     assert settle_method(Method(name="moba")).decode == "full"
     assert settle_method(Method(name="all_sparse")).decode == "sparse"
+    assert settle_method(Method(name="fa_xa", folder="x")).decode == "full"
+    assert settle_method(Method(name="xa_ssa", folder="x")).decode == "sparse"
     assert parse_method("triangle_mix").decode == "full"
     assert parse_method("duo_attention@0.5=masks/a").label == "duo_attention@0.500"
 

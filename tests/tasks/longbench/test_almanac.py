@@ -112,10 +112,19 @@ def test_models_without_a_chat_template(samples):
         assert len(sample.prompt_ids) + sample.max_new_tokens <= 1500
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_the_least_length_works(task):
+    suite = AlmanacSuite("almanac")
+    least = suite.find_least_length(task)
+    (made,) = suite.build(task, [0], length=least, seed=0, tokenizer=TOKENIZER)
+    (skipped,) = suite.build(task, [0], length=least - 1, seed=0, tokenizer=TOKENIZER)
+    assert isinstance(made, SuiteSample) and f"ask for {least:,} or more" in skipped.reason
+
+
 def test_what_cannot_be_made_is_named():
     (skipped,) = AlmanacSuite("almanac").build("overviews", [4], length=600, seed=0, tokenizer=TOKENIZER)
     assert isinstance(skipped, Skipped) and skipped.index == 4
-    assert skipped.task == "overviews" and "88" in skipped.reason
+    assert skipped.reason == "--lengths 600 is too short for overviews; ask for 1,024 or more."
     with pytest.raises(DataError, match="split='train' is unknown; use heldout or heldout_format"):
         open_suite("almanac", split="train")
 

@@ -11,7 +11,7 @@ from elastic_attention.tasks.ruler.counting import zeta
 from elastic_attention.tasks.ruler.draft import find_size
 from elastic_attention.tasks.ruler.niah import hide_in_sentences
 from elastic_attention.tasks.ruler.suite import TASKS, RulerSuite
-from elastic_attention.tasks.suite import Answer, Skipped, check_tasks, open_suite
+from elastic_attention.tasks.suite import Answer, SuiteSample, check_tasks, open_suite
 
 CHAT, PLAIN = WordTokenizer(), WordTokenizer(has_chat=False)
 LENGTHS = (1500, 6000)
@@ -111,10 +111,21 @@ def test_needles_stand_at_their_depth_and_nothing_is_lost():
     assert hide_in_sentences(list("abcd"), ["X", "Y", "Z"], [0, 50, 100]) == "X a b Y c d Z"
 
 
-def test_a_length_without_room_is_named(suite):
-    for task in TASKS:
-        (skipped,) = build(suite, task, length=150)
-        assert isinstance(skipped, Skipped) and skipped.index == 0 and "greater length" in skipped.reason
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("length", [1, 30, 150])
+def test_a_length_without_room_is_named_with_one_that_works(suite, task, length):
+    for index, sample in enumerate(build(suite, task, *range(4), length=length)):
+        if length == 150 and isinstance(sample, SuiteSample):
+            continue  # some questions are short
+        form = rf"--lengths {length} is too short for {task}; ask for (\d+) or more."
+        assert sample.index == index and (found := re.fullmatch(form, sample.reason)), sample.reason
+        assert isinstance(build(suite, task, index, length=int(found[1]))[0], SuiteSample)
+
+
+def test_an_example_that_no_length_helps_is_named(suite, monkeypatch):
+    monkeypatch.setattr("elastic_attention.tasks.ruler.tracking.EXAMPLE_TOKENS", 20)
+    (skipped,) = build(suite, "vt")
+    assert skipped.reason == "The example of vt takes more than 20 tokens of this tokenizer."
 
 
 # Data of its own ---------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ method says, `kind.choose` gives the routes of a batch. What has no kernel, beca
 (MoBA, InfLLM-V2), runs in plain PyTorch.
 """
 
-from .attaching import attach_method
+from .attaching import attach_method, check_method
 from .base import ChooseRoutes, Method, MethodKind
 from .registry import LEFT_OUT, METHODS, find_method, settle_method
 from .simple import draw_routes
@@ -17,6 +17,7 @@ __all__ = [
     "Method",
     "MethodKind",
     "attach_method",
+    "check_method",
     "draw_routes",
     "find_method",
     "settle_method",

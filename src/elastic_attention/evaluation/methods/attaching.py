@@ -2,9 +2,13 @@
 
 from typing import Any
 
+import torch
+
+from ...attention.plan import choose_for
 from ...config import ElasticConfig
 from ...errors import AdapterError
 from ...models.attach import attach
+from ...models.budget import check_budget
 from ...models.handle import Handle
 from .base import Method
 from .registry import find_method
@@ -22,7 +26,9 @@ def attach_method(
 
     Raises:
         ElasticAttentionError: an unknown method, one that lacks its folder or target, or a folder of another method.
+        ValueError: a budget that is no finite number.
     """
+    budget = check_budget(budget)  # before anything is on the model
     kind = find_method(method)
     is_routed = kind.needs == "adapter" or method.name == "routed"
     source: Any
@@ -42,3 +48,21 @@ def attach_method(
         )
     handle.budget = budget if is_routed else 0.0
     return handle
+
+
+def check_method(method: Method, model: Any, *, routers: str | None = None, backend: str = "auto") -> None:
+    """Learn beforehand whether the model can read as a method says; it is itself again afterwards.
+
+    Raises:
+        ElasticAttentionError: as `attach_method`.
+        BackendUnavailable: the backend cannot run what the method reads, on this device and in this dtype.
+    """
+    handle = attach_method(method, model, routers=routers, backend=backend)
+    try:
+        config, base = handle.config, handle.config.base_model
+        like = {"dtype": handle.model.dtype, "device": handle.model.device}
+        q = torch.empty(1, base.num_q_heads, 1, base.head_dim, **like)
+        k = torch.empty(1, base.num_kv_heads, 1, base.head_dim, **like)
+        choose_for(backend, q, k, k, config.sparse_pattern, config.full_pattern)
+    finally:
+        handle.detach()

@@ -10,7 +10,13 @@ def _is_of(sparse: type, full: type | None, granularity: str, config: ElasticCon
 
 
 def _make(summary: str, sparse: type, full: type | None = None, granularity: str = "head") -> MethodKind:
-    return MethodKind(summary=summary, needs="adapter", fits=lambda config: _is_of(sparse, full, granularity, config))
+    return MethodKind(
+        summary=summary,
+        needs="adapter",
+        fits=lambda config: _is_of(sparse, full, granularity, config),
+        # Heads that choose blocks of a prompt read every key while decoding.
+        decode="full" if sparse is XAttentionConfig else None,
+    )
 
 
 ROUTED = MethodKind(summary="trained routers, whatever their pattern")

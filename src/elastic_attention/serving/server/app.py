@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
+from ...models.budget import check_budget
 from ..requests import read_route_request
 from .body import BodyLimit
 from .engine import Answer, AnswerEngine, AnswerFailed, Ending, Job, ServerBusy
@@ -43,6 +44,9 @@ def build_app(
         name: of the model, as requests call it.
         budget: where a request names none.
         allowed_hosts: names under which it may be asked for; None = all.
+
+    Raises:
+        ValueError: a budget that is no finite number.
     """
     app = FastAPI(title="elastic-attention", docs_url=None, redoc_url=None, openapi_url=None)
     limits, note = engine.limits, metrics.note_refusal
@@ -116,7 +120,7 @@ class _Checks:
     """What of a request the schema cannot know."""
 
     def __init__(self, engine: AnswerEngine, name: str, budget: float) -> None:
-        self.engine, self.name, self.budget = engine, name, budget
+        self.engine, self.name, self.budget = engine, name, check_budget(budget)
 
     def encode_chat(self, body: ChatRequest) -> list[int]:
         """Token ids of a conversation, ready for the answer."""

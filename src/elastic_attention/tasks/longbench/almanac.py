@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from elastic_attention.errors import DataError
 from elastic_attention.tasks.corpora import load_corpora
 from elastic_attention.tasks.corpora_suite import CorporaSuite, with_marks
 from elastic_attention.tasks.document_questions import make_bridge, make_collection, make_comparison, make_report_line
 from elastic_attention.tasks.drawing import Draw
 from elastic_attention.tasks.few_shot import REGIONS, make_classes, make_regions
+from elastic_attention.tasks.lengths import TooShort
 from elastic_attention.tasks.longbench import almanac_tasks as own
 from elastic_attention.tasks.longbench.metrics import METRICS
-from elastic_attention.tasks.registry import make_sample
+from elastic_attention.tasks.registry import MIN_TOKENS, make_sample
 from elastic_attention.tasks.sample import Sample, Tokenizer
 from elastic_attention.tasks.suite import Answer, Skipped, SuiteSample, make_or_skip, render_prompt
 from elastic_attention.tasks.summaries import make_module_lines, make_overviews
@@ -72,6 +72,10 @@ class AlmanacSuite(CorporaSuite):
     default_split = "heldout_format"
     default_samples = 100
 
+    def find_least_length(self, task: str) -> int:
+        """That of `generate`, beside the longest answer."""
+        return MIN_TOKENS + TASKS[task].max_new_tokens
+
     def build(
         self, task: str, indexes: Sequence[int], *, length: int, seed: int, tokenizer: Tokenizer
     ) -> Iterator[SuiteSample | Skipped]:
@@ -104,7 +108,7 @@ class AlmanacSuite(CorporaSuite):
                 break
             room -= len(ids) - limit  # special tokens that the tokenizer puts in front
         else:
-            raise DataError(f"length {length} is too small; ask for a greater one.")
+            raise TooShort(f"{len(ids)} tokens do not fit {limit}.", len(ids) - limit)
         return SuiteSample(
             task=task,
             index=index,

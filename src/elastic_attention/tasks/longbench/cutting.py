@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from elastic_attention.errors import DataError
+from elastic_attention.tasks.lengths import describe_least
 from elastic_attention.tasks.suite import render_prompt
 
 LEAST_TOKENS = 16
@@ -41,10 +42,9 @@ def fit_prompt(
         if excess <= 0:
             return prompt, ids
         room = min(room, len(ids)) - excess  # markers of the template, and ends that need more tokens when cut
-    raise DataError(
-        f"length {length} leaves no room for a prompt of {task!r} beside its answer of {max_new_tokens} tokens; "
-        "ask for a greater length."
-    )
+    shortest = cut_middle(text, LEAST_TOKENS, tokenizer, is_joined=is_joined)
+    least = len(render_prompt(tokenizer, shortest, is_chat=is_chat)[1]) + max_new_tokens
+    raise DataError(f"{describe_least(task, length, max(least, length + 1))}.")
 
 
 def cut_middle(text: str, max_tokens: int, tokenizer: Any, *, is_joined: bool = False) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from elastic_attention.errors import DataError
-from elastic_attention.tasks.json_text import check_letters, parse_json
+from elastic_attention.tasks.json_text import find_half_letter, parse_json
 from elastic_attention.tasks.packages import sha256_of
 
 Found = dict[str, Any] | str
@@ -37,6 +37,11 @@ def find_file(data: Path | None, names: Sequence[str], source: str) -> Path:
 
 @lru_cache(maxsize=2)
 def load_records(path: Path) -> tuple[tuple[str, Found], ...]:
+    """`read_records`, kept for the next call."""
+    return read_records(path)
+
+
+def read_records(path: Path) -> tuple[tuple[str, Found], ...]:
     """(place such as "hotpotqa.jsonl, line 3", record or what is wrong with it), of a JSON-lines file or a JSON list.
 
     Raises:
@@ -58,14 +63,21 @@ def digest_of(path: Path) -> str:
     return sha256_of(path)
 
 
-def find_fault(record: dict[str, Any], **kinds: type | tuple[type, ...]) -> str | None:
+def find_fault(record: Any, **kinds: type | tuple[type, ...]) -> str | None:
     """What is wrong with the keys of a record, or None: every key must be there and of its kind."""
+    if not isinstance(record, dict):
+        return f"a {type(record).__name__} instead of a record"
     for key, kind in kinds.items():
         if key not in record:
             return f"the key {key!r} is missing"
         if not isinstance(record[key], kind):
             return f"{key!r} is {type(record[key]).__name__}"
     return None
+
+
+def describe_fault(place: str, fault: str) -> str:
+    """Why a record is skipped: where it stands, what is wrong with it, and the remedy."""
+    return f"{place}: {fault}; repair or remove it."
 
 
 def _read_lines(name: str, text: str) -> Iterator[tuple[str, Found]]:
@@ -87,10 +99,5 @@ def _read_list(name: str, text: str) -> Iterator[tuple[str, Found]]:
 
 
 def _check_table(value: Any) -> Found:
-    if not isinstance(value, dict):
-        return f"a {type(value).__name__} instead of a record"
-    try:
-        check_letters(value)
-    except ValueError as error:
-        return str(error)
-    return value
+    fault = find_fault(value) or find_half_letter(value)
+    return value if fault is None else fault

@@ -9,7 +9,7 @@ from typing import Any
 
 from elastic_attention.errors import DataError
 from elastic_attention.tasks.longbench.cutting import LEAST_TOKENS, fit_prompt
-from elastic_attention.tasks.longbench.files import digest_of, find_file, load_records
+from elastic_attention.tasks.longbench.files import describe_fault, digest_of, find_file, load_records
 from elastic_attention.tasks.sample import Tokenizer
 from elastic_attention.tasks.suite import Skipped, SuiteSample
 
@@ -88,6 +88,10 @@ class RecordSuite(ABC):
         for task in tasks:
             load_records(self.find(task))
 
+    def find_least_length(self, task: str) -> int:
+        """Unknown: it depends on the tokenizer."""
+        return 1
+
     def count_samples(self, task: str, wanted: int | None) -> int:
         """Records of the task's file, `wanted` at most."""
         found = len(load_records(self.find(task)))
@@ -106,7 +110,7 @@ class RecordSuite(ABC):
             place, record = records[index]
             fault = record if isinstance(record, str) else self.find_fault(task, record)
             if isinstance(record, str) or fault is not None:
-                yield Skipped(task=task, index=index, length=length, reason=f"{place}: {fault}; repair or remove it.")
+                yield Skipped(task=task, index=index, length=length, reason=describe_fault(place, str(fault)))
                 continue
             facts = self.describe_sample(task, record)
             try:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from elastic_attention.errors import DataError
+from elastic_attention.tasks.lengths import describe_least
 from elastic_attention.tasks.longbench.files import digest_of, find_fault, find_file, load_records
 from elastic_attention.tasks.longbench.record_suite import RecordSuite
 from elastic_attention.tasks.problems.rules import RULES, find_marked
@@ -45,11 +46,9 @@ class ProblemSuite(RecordSuite):
     ) -> tuple[str, list[int]]:
         """The prompt, whole: a problem that loses its middle is another problem."""
         prompt, ids = render_prompt(tokenizer, self.write_prompt(task, record), is_chat=self.is_chat(task))
-        if len(ids) + self.max_new_tokens > length:
-            raise DataError(
-                f"the prompt has {len(ids):,} tokens and the answer up to {self.max_new_tokens:,}, more than "
-                f"{length:,}; ask for a greater length, or a smaller max_new_tokens."
-            )
+        least = len(ids) + self.max_new_tokens
+        if least > length:
+            raise DataError(f"{describe_least(task, length, least)}, or for a smaller max_new_tokens.")
         return prompt, ids
 
 

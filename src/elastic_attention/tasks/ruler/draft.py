@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from elastic_attention.errors import DataError
+from elastic_attention.tasks.lengths import TooShort
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,14 +34,11 @@ def find_size(count_tokens: Callable[[int], int], *, smallest: int, limit: int) 
     several such n; it always finds the same one.
 
     Raises:
-        DataError: the smallest size does not fit.
+        TooShort: the smallest size does not fit.
     """
     low, low_tokens = smallest, count_tokens(smallest)
     if low_tokens > limit:
-        raise DataError(
-            f"The shortest prompt has {low_tokens:,} tokens, and {max(limit, 0):,} are left for it beside the answer; "
-            "ask for a greater length."
-        )
+        raise TooShort(f"The shortest text has {low_tokens:,} tokens, more than there is room for.", low_tokens - limit)
     high, high_tokens = 2 * smallest + 64, count_tokens(2 * smallest + 64)
     while high_tokens <= limit:
         step = (limit - low_tokens) * (high - low) // max(high_tokens - low_tokens, 1)

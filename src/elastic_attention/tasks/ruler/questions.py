@@ -1,21 +1,18 @@
-"""Questions over documents: SQuAD and HotpotQA from their official files, or stand-ins made of country facts."""
+"""The questions of RULER: SQuAD and HotpotQA from their official files, or stand-ins made of country facts."""
 
 from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from elastic_attention.errors import DataError
 from elastic_attention.tasks.corpora import Country, load_corpora
 from elastic_attention.tasks.drawing import take_split
-from elastic_attention.tasks.json_text import read_json
-from elastic_attention.tasks.ruler.draft import Draft
-from elastic_attention.tasks.ruler.templates import DOCUMENT, QUESTION
+from elastic_attention.tasks.ruler.library import Asked, Library
+from elastic_attention.tasks.ruler.official import read_hotpotqa, read_squad
 
 FILES = {"squad": "squad.json", "hotpotqa": "hotpotqa.json"}
 SUBSTITUTES = {
@@ -34,106 +31,28 @@ Sheet = tuple[str, str]
 """Country and sheet."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """One question: its answers, the documents it needs, and others on its subject; documents by number."""
-
-    query: str
-    answers: tuple[str, ...]
-    needed: tuple[int, ...]
-    related: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Library:
-    """Questions over a set of documents."""
-
-    documents: tuple[str, ...]
-    questions: tuple[Asked, ...]
-
-
-def draft_question(library: Library, index: int, rng: random.Random) -> Draft:
-    """A draft; its units are documents: the needed ones, then related ones, then any, then all again."""
-    asked = library.questions[index]
-    held = set(asked.needed) | set(asked.related)
-    related = rng.sample(asked.related, len(asked.related))
-    others = [i for i in range(len(library.documents)) if i not in held]
-    order = [*asked.needed, *related, *rng.sample(others, len(others))]
-    seed = rng.random()
-
-    def write(num_units: int) -> str:
-        chosen = [library.documents[order[i % len(order)]] for i in range(num_units)]
-        random.Random(seed).shuffle(chosen)
-        context = "\n\n".join(DOCUMENT.format(number=i, text=text) for i, text in enumerate(chosen, 1))
-        return QUESTION.text.format(context=context, query=asked.query)
-
-    return Draft(write=write, answer_prefix=QUESTION.answer_prefix, answers=asked.answers, smallest=len(asked.needed))
-
-
 @lru_cache(maxsize=4)
 def load_library(dataset: str, data: Path | None, corpora: str | None) -> Library:
     """The official file in `data` where it is there, else the stand-in out of the corpora.
 
     Raises:
-        DataError: the file is malformed.
+        DataError: the file cannot be read, or holds no question that can be asked.
         DownloadError: as `load_corpora` does.
     """
     if not has_questions(dataset, data):
         return make_stand_in(dataset, take_split(load_corpora(corpora).countries, is_heldout=True))
     assert data is not None
     path = data / FILES[dataset]
-    read: Callable[[Any], Library] = read_squad if dataset == "squad" else read_hotpotqa
-    try:
-        library = read(read_json(path))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is no {dataset} file ({error!r:.120}); take the official one of RULER.") from error
-    if not library.questions:
-        raise DataError(f"{path} holds no questions; take the official {dataset} file of RULER.")
+    library = (read_squad if dataset == "squad" else read_hotpotqa)(path)
+    if not any(isinstance(asked, Asked) for asked in library.questions):
+        reason = next(map(str, library.questions), "it is empty.")
+        raise DataError(f"{path} holds no question that can be asked: {reason} Or take RULER's own {dataset} file.")
     return library
 
 
 def has_questions(dataset: str, data: Path | None) -> bool:
     """Is the official file there?"""
     return data is not None and (data / FILES[dataset]).is_file()
-
-
-def read_squad(content: Any) -> Library:
-    """SQuAD 2.0: answerable questions, each over its own paragraph; related are the article's other paragraphs."""
-    articles = [article["paragraphs"] for article in content["data"]]
-    documents = tuple(sorted({paragraph["context"] for article in articles for paragraph in article}))
-    number = {text: i for i, text in enumerate(documents)}
-    questions = []
-    for article in articles:
-        own = [number[paragraph["context"]] for paragraph in article]
-        for paragraph in article:
-            needed = number[paragraph["context"]]
-            for entry in paragraph["qas"]:
-                if not entry["is_impossible"]:
-                    questions.append(
-                        Asked(
-                            query=entry["question"],
-                            answers=tuple(answer["text"] for answer in entry["answers"]),
-                            needed=(needed,),
-                            related=tuple(i for i in own if i != needed),
-                        )
-                    )
-    return Library(documents=documents, questions=tuple(questions))
-
-
-def read_hotpotqa(content: Any) -> Library:
-    """HotpotQA with distractors: a question needs all ten documents that come with it."""
-    entries = [(entry, [f"{title}\n{''.join(lines)}" for title, lines in entry["context"]]) for entry in content]
-    documents = tuple(sorted({text for _, texts in entries for text in texts}))
-    number = {text: i for i, text in enumerate(documents)}
-    questions = tuple(
-        Asked(
-            query=entry["question"],
-            answers=(entry["answer"],),
-            needed=tuple(dict.fromkeys(number[text] for text in texts)),
-        )
-        for entry, texts in entries
-    )
-    return Library(documents=documents, questions=questions)
 
 
 def make_stand_in(dataset: str, countries: Sequence[Country]) -> Library:

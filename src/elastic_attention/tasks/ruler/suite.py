@@ -14,6 +14,7 @@ from elastic_attention.tasks.packages import sha256_of
 from elastic_attention.tasks.ruler import haystack, questions, templates
 from elastic_attention.tasks.ruler.counting import CommonKnobs, FrequentKnobs, draft_common, draft_frequent
 from elastic_attention.tasks.ruler.draft import Draft, find_size
+from elastic_attention.tasks.ruler.library import draft_question
 from elastic_attention.tasks.ruler.niah import NiahKnobs, draft_niah
 from elastic_attention.tasks.ruler.scoring import match_all, match_part
 from elastic_attention.tasks.ruler.templates import Template
@@ -25,6 +26,7 @@ from elastic_attention.tasks.suite import Answer, Skipped, SuiteSample, has_chat
 Knobs = NiahKnobs | TrackingKnobs | CommonKnobs | FrequentKnobs | str
 OFFICIAL_SAMPLES = 500
 PLACEMENTS = ("assistant", "user")
+FILES = (haystack.ESSAYS, *questions.FILES.values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,8 +95,7 @@ class RulerSuite:
 
     def describe(self) -> dict[str, Any]:
         """Placement of the prefix, and checksums of the data."""
-        files = [haystack.ESSAYS, *questions.FILES.values()]
-        present = {name: self.data / name for name in files if self.data is not None and (self.data / name).is_file()}
+        present = {name: self.data / name for name in FILES if self.data is not None and (self.data / name).is_file()}
         return {
             "prefix": self.prefix,
             "files": {name: sha256_of(path) for name, path in present.items()},
@@ -103,9 +104,15 @@ class RulerSuite:
         }
 
     def check(self, tasks: Sequence[str]) -> None:
-        """Raise DataError when the data folder, one of its files, or the word list cannot be read."""
+        """Raise DataError when one of the data folder's files or the word list cannot be read, or it holds no file."""
         if self.data is not None and not self.data.is_dir():
-            raise DataError(f"{self.data} is no folder; name one with {haystack.ESSAYS}, squad.json and hotpotqa.json.")
+            raise DataError(f"{self.data} is no folder; name one with {', '.join(FILES)}.")
+        # A misspelt name would go unseen: what is asked would be stand-ins, and not what the user means.
+        if self.data is not None and not any((self.data / name).is_file() for name in FILES):
+            raise DataError(
+                f"{self.data} holds none of {', '.join(FILES)}; name the folder where RULER's own download scripts "
+                "left them, or leave --data out for stand-ins."
+            )
         digest_words()
         for name in tasks:
             knobs = TASKS[name].knobs
@@ -120,6 +127,10 @@ class RulerSuite:
         if isinstance(knobs, str):
             return min(count, len(questions.load_library(knobs, self.data, self.corpora).questions))
         return count
+
+    def find_least_length(self, task: str) -> int:
+        """Unknown: it depends on the tokenizer."""
+        return 1
 
     def build(
         self, task: str, indexes: Sequence[int], *, length: int, seed: int, tokenizer: Tokenizer
@@ -144,7 +155,7 @@ class RulerSuite:
             return draft_common(knobs, rng, length)
         if isinstance(knobs, FrequentKnobs):
             return draft_frequent(knobs, rng, length)
-        return questions.draft_question(questions.load_library(knobs, self.data, self.corpora), index, rng)
+        return draft_question(questions.load_library(knobs, self.data, self.corpora), index, rng)
 
     def render(self, draft: Draft, num_units: int, tokenizer: Tokenizer) -> tuple[str, list[int]]:
         """The prompt with so many units of haystack, and its tokens."""

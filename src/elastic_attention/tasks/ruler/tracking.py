@@ -7,6 +7,8 @@ import string
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from elastic_attention.errors import DataError
+from elastic_attention.tasks.lengths import TooShort
 from elastic_attention.tasks.ruler.draft import Draft, find_size
 from elastic_attention.tasks.ruler.templates import NOISE, VARIABLES
 
@@ -55,7 +57,10 @@ def write_example(knobs: TrackingKnobs, seed: float, count_tokens: Callable[[str
         context = hide_chains(num_lines, chains, random.Random(seed))
         return VARIABLES.text.format(context=context, query=value) + answered
 
-    size = find_size(lambda n: count_tokens(write(n)), smallest=hops + 1, limit=EXAMPLE_TOKENS)
+    try:
+        size = find_size(lambda n: count_tokens(write(n)), smallest=hops + 1, limit=EXAMPLE_TOKENS)
+    except TooShort as error:  # no length helps
+        raise DataError(f"The example of vt takes more than {EXAMPLE_TOKENS} tokens of this tokenizer.") from error
     return f"{write(size)} {' '.join(names)}"
 
 

@@ -1,0 +1,31 @@
+"""New layers of a cache: which store holds their keys and values."""
+
+from ..cache import ElasticCache
+from ..config import StreamingConfig
+from ..paging import LayerGroup, PagedCache
+from ..patterns import StreamingPattern
+from ..types import Pattern
+from .cache_layer import ElasticLayer, Store
+
+
+def make_layer(
+    group: LayerGroup, pattern: Pattern, *, keeps_all: bool, is_paged: bool, num_pooled: int
+) -> ElasticLayer:
+    """An empty layer that makes its stores itself, the first one and those after a reset.
+
+    Args:
+        group: what the layers of a cache share.
+        pattern: of sparse heads; says what they drop.
+        keeps_all: sparse heads drop nothing.
+        is_paged: keys and values lie in pages.
+        num_pooled: tokens at each end of a prompt that are pooled for a router.
+    """
+    # Under patterns that do not stream nothing is dropped, so any rule for dropping will do.
+    rule = pattern if isinstance(pattern, StreamingPattern) else StreamingPattern(StreamingConfig())
+
+    def make_store(group: LayerGroup) -> Store:
+        if is_paged:
+            return PagedCache(rule, keeps_all=keeps_all, group=group)
+        return ElasticCache(rule, keeps_all=keeps_all)
+
+    return ElasticLayer(make_store, group, num_pooled=num_pooled)

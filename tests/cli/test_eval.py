@@ -76,6 +76,17 @@ def test_problems_from_a_file(evaluate, tmp_path):
     assert (data["rule"], data["shots"], data["max_new_tokens"]) == ("marked", 0, 8) and data["files"]["test.jsonl"]
 
 
+def test_a_run_goes_on_past_a_faulty_question(evaluate, tmp_path):
+    rows = [{"question": "Who?", "answer": answer, "context": [["T", ["a b c."]]]} for answer in (5, "", "she")]
+    (tmp_path / "hotpotqa.json").write_text(json.dumps(rows))
+    arguments = ("--suite", "ruler", "--tasks", "qa_2", "--data", tmp_path, "--lengths", "600", "--methods", "dense")
+    code, out, err = evaluate(*arguments)
+    assert code == 0, err
+    assert "1 answers: " in out and "2 samples could not be asked" in out
+    assert "qa_2 600 #0: hotpotqa.json, record 1: 'answer' is int; repair or remove it." in out
+    assert "qa_2 600 #1: hotpotqa.json, record 2: the answer '' holds no letter or digit" in out
+
+
 def test_nothing_could_be_asked(evaluate):
     code, out, _ = evaluate(*RULER[:4], "--lengths", "300", "--samples", "1", "--methods", "dense")
     assert code == 1 and "2 samples could not be asked" in out
@@ -97,10 +108,13 @@ def test_a_model_without_chat_template(evaluate, monkeypatch):
         (("--lengths", "many"), ("many", "whole numbers")),
         (("--lengths", "0"), ("--lengths 0", "positive")),
         (("--lengths", "1024,1024"), ("1,024, 1,024", "each once")),
-        (("--lengths", "128,1024"), ("--lengths 128: too short", "512 or more for needle, ", "leave these tasks out")),
         (
-            ("--suite", "almanac", "--tasks", "bridge,comparison,overviews,classes", "--lengths", "128,530"),
-            ("--lengths 128, 530", "528 or more for classes; 544 or more for bridge, comparison; 1,024 or more for ov"),
+            ("--tasks", "needle,prose", "--samples", "1", "--lengths", "128,1024"),
+            ("--lengths 128: too short", "512 or more for needle, prose; or leave these tasks out"),
+        ),
+        (
+            ("--suite", "almanac", "--tasks", "bridge,overviews,classes", "--samples", "1", "--lengths", "128,530"),
+            ("--lengths 128, 530", "528 or more for classes; 544 or more for bridge; 1,024 or more for overviews"),
         ),
         (("--methods", "dense,magic@x"), ("magic@x", "routed/full")),
         (("--methods", "dense,dense"), ("each once",)),

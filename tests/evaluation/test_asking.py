@@ -115,3 +115,12 @@ def test_routes_as_text():
     routes = torch.tensor([[True, False], [True, True], [False, False]])
     text = write_routes(routes, (0, 2))
     assert text == "10 -- 00" and read_routes(text) == [[1, 0], [None, None], [0, 0]]
+
+
+def test_random_heads_are_drawn_anew_for_every_sample_task_and_length(subject):
+    model, routers = subject
+    samples = [make_samples([0])[0], make_samples([1])[0], dataclasses.replace(make_samples([0])[0], task="other")]
+    samples.append(dataclasses.replace(samples[0], length=samples[0].length + 1))
+    with open_reader(parse_method("random@0.5"), model, routers=routers) as reader:
+        routes = [ask_samples(reader, TOKENIZER, [sample])[0].books["routes"] for sample in (*samples, samples[0])]
+    assert len(set(routes)) == 4 and routes[0] == routes[-1]

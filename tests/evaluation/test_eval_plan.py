@@ -47,6 +47,12 @@ def test_a_share_is_from_0_to_1(share):
         parse_method(f"random@{share}")
 
 
+@pytest.mark.parametrize("text", ["dense/full", "moba/full", "fa_xa=runs/xa/full"])
+def test_nobody_is_asked_twice_who_reads_all_keys_anyway(text):
+    with pytest.raises(ElasticAttentionError, match=f"{text}.*reads all keys while decoding anyway; leave /full out"):
+        parse_method(text)
+
+
 def test_a_folder_may_be_named_full(tmp_path, monkeypatch):
     """Where /full may be a folder or a way of decoding, nobody guesses; the message says how to write either."""
     (tmp_path / "runs/full").mkdir(parents=True)

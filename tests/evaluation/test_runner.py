@@ -10,6 +10,7 @@ from elastic_attention import ElasticAttentionError
 from elastic_attention.evaluation import run_folder, runner
 from elastic_attention.evaluation.answer_log import read_lines
 from elastic_attention.evaluation.plan import Shard, list_batches
+from elastic_attention.evaluation.runner import collect_lines
 from elastic_attention.evaluation.suite_summary import summarize_run
 
 
@@ -34,6 +35,16 @@ def test_every_method_answers_every_sample(whole):
     spoken = [[x.kv_bytes_dense for x in by[label] if x.task == "plain"] for label in ("dense", "routed")]
     assert spoken[0] == spoken[1]
     assert {x.answer for x in sparse} != {x.answer for x in full}
+
+
+def test_methods_that_were_asked_different_prompts_are_never_paired(whole):
+    batches = list(list_batches(PLAN, WordSuite()))
+    done = {line.key: line for line in whole}
+    assert collect_lines(PLAN, batches, done) == list(whole)
+    other = next(line for line in whole if line.method == "routed" and not line.skipped)
+    done[other.key] = dataclasses.replace(other, prompt_sha256="0" * 16)
+    with pytest.raises(ElasticAttentionError, match=f"sample {other.index}: .* was asked another prompt than"):
+        collect_lines(PLAN, batches, done)
 
 
 @pytest.mark.parametrize("steps", [1, 7, 30])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,7 +43,8 @@ class Reply:
 
 def ask_samples(reader: Reader, tokenizer: Any, samples: Sequence[SuiteSample]) -> list[Reply]:
     """Ask samples that have the same `max_new_tokens` and `min_new_tokens`, and all or none of them target tokens."""
-    sample_ids = [sample.index for sample in samples]
+    # A number of each sample: what is drawn at random for one should not come again in another task or length.
+    sample_ids = [zlib.crc32(f"{x.task} {x.length} {x.index}".encode()) for x in samples]
     with reader.reading(sample_ids) as model, torch.inference_mode():
         ids, mask = pad_prompts(samples, pad_token(tokenizer), model.device)
         if samples[0].target_ids:

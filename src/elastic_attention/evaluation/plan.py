@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import ElasticAttentionError
 from ..tasks.suite import Suite
-from .methods import Method, settle_method
+from .methods import Method, find_method, settle_method
 
 MAX_ROWS = 256
 MAX_QUESTIONS = 1_000_000
@@ -166,7 +166,7 @@ def parse_method(text: str) -> Method:
             "behind it (routed/full, static=FOLDER/full) to read all keys while decoding."
         )
     is_full = found["full"] is not None
-    return settle_method(
+    method = settle_method(
         Method(
             name=found["name"],
             target=_read_share(text, found["target"]),
@@ -175,6 +175,11 @@ def parse_method(text: str) -> Method:
             note="full" if is_full else "",
         )
     )
+    if is_full and (method.name == "dense" or find_method(method).decode == "full"):
+        raise ElasticAttentionError(
+            f"--methods {text!r}: {method.name} reads all keys while decoding anyway; leave /full out."
+        )
+    return method
 
 
 def _read_share(text: str, share: str | None) -> float | None:

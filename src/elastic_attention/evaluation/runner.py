@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ..errors import ElasticAttentionError
 from ..tasks.suite import Skipped, Suite, SuiteSample
 from ..workers import end_with_parent
 from .answer_log import AnswerLog, Key, Line, make_line, make_skipped_line, read_answers
@@ -110,14 +111,29 @@ def check_context(entry: SuiteSample | Skipped, context: int | None) -> SuiteSam
 
 
 def collect_lines(plan: EvalPlan, batches: Sequence[Batch], done: Mapping[Key, Line]) -> list[Line] | None:
-    """The lines of the whole run in its order; None if some are missing."""
+    """The lines of the whole run in its order; None if some are missing.
+
+    Raises:
+        ElasticAttentionError: methods were asked different prompts under one index, which no pairing may hide.
+    """
     keys = [
         (method.label, batch.task, batch.length, index)
         for method in plan.methods
         for batch in batches
         for index in batch.indexes
     ]
-    return [done[key] for key in keys] if all(key in done for key in keys) else None
+    if not all(key in done for key in keys):
+        return None
+    lines = [done[key] for key in keys]
+    asked: dict[tuple[str, int, int], Line] = {}
+    for line in lines:
+        first = asked.setdefault(line.key[1:], line)
+        if not (line.skipped or first.skipped) and line.prompt_sha256 != first.prompt_sha256:
+            raise ElasticAttentionError(
+                f"{line.task} at {line.length:,} tokens, sample {line.index}: {line.method} was asked another prompt "
+                f"than {first.method}. Data or package changed while the run was stopped; begin again in another --output."
+            )
+    return lines
 
 
 def find_lines(plan: EvalPlan, suite: Suite, folder: Path) -> list[Line] | None:

@@ -131,7 +131,7 @@ def collect_lines(plan: EvalPlan, batches: Sequence[Batch], done: Mapping[Key, L
         if not (line.skipped or first.skipped) and line.prompt_sha256 != first.prompt_sha256:
             raise ElasticAttentionError(
                 f"{line.task} at {line.length:,} tokens, sample {line.index}: {line.method} was asked another prompt "
-                f"than {first.method}. Data or package changed while the run was stopped; begin again in another --output."
+                f"than {first.method}. Data or package changed while the run was stopped; choose another --output."
             )
     return lines
 

@@ -111,7 +111,7 @@ def _choose_styles(methods: Sequence[str]) -> dict[str, Style]:
 
 def _find_ends(rows: Sequence[Row], measure: Measure) -> tuple[float, float]:
     """Lower and upper end of the score axis: the tenths around all intervals and a margin; no score is above 1."""
-    points = [(score, *_error(row, measure)) for row in rows if (score := to_number(row[measure[0]])) is not None]
+    points = [point for row in rows if (point := _read_point(row, measure))]
     lowest = min(score - below for score, below, _ in points) - SCORE_MARGIN
     highest = max(score + above for score, _, above in points) + SCORE_MARGIN
     # Rounded first, since 0.6 times ten may come out a hair below 6.
@@ -158,14 +158,15 @@ def _has_dial(row: Row) -> bool:
 def _sort_points(rows: Sequence[Row], key: str, measure: Measure) -> list[tuple[float, float, float, float]]:
     """Place, score and the distances to the ends of its interval, from the least sparse row on."""
     return sorted(
-        (at, score, *_error(row, measure))
+        (at, *point)
         for row in rows
-        if (at := to_number(row.get(key))) is not None and (score := to_number(row[measure[0]])) is not None
+        if (at := to_number(row.get(key))) is not None and (point := _read_point(row, measure))
     )
 
 
-def _error(row: Row, measure: Measure) -> tuple[float, float]:
-    """Distances from the score to the ends of its interval; 0 where the interval is missing."""
+def _read_point(row: Row, measure: Measure) -> tuple[float, float, float] | None:
+    """Score and the distances to the ends of its interval, 0 where the interval is missing; None without a score."""
     score, low, high = (to_number(row.get(key)) for key in measure[:3])
-    assert score is not None  # who calls has looked
-    return (max(0.0, score - low) if low is not None else 0.0, max(0.0, high - score) if high is not None else 0.0)
+    if score is None:
+        return None
+    return score, 0.0 if low is None else max(0.0, score - low), 0.0 if high is None else max(0.0, high - score)

@@ -61,7 +61,6 @@ def measure_kernels(
     device: torch.device,
     backend: str = "auto",
     shapes: Sequence[Shape],
-    dtypes: Sequence[torch.dtype] = DTYPES,
 ) -> Iterator[list[dict[str, Any]]]:
     """Time each shape and dtype; a shape is compared with the oracle before it is timed.
 
@@ -78,7 +77,7 @@ def measure_kernels(
         OracleMismatch: the kernel differs from the oracle; there are no times then.
     """
     for shape in shapes:
-        for dtype in dtypes:
+        for dtype in DTYPES:
             check_against_oracle(
                 shape.pattern,
                 group_size=shape.num_q_heads // shape.num_kv_heads,

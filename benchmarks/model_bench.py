@@ -154,10 +154,11 @@ def _compare_rows(rows: Rows) -> None:
         row["bound_share"] = row["bound_seconds"] / row["seconds"]
 
 
-def build_model(name: str, device: torch.device) -> Any:
-    """The model with random weights, made on `device` in bfloat16 (float32 on a CPU)."""
+def build_model(name: str, device: torch.device, *, layers: int | None = None) -> Any:
+    """The model with random weights, made on `device` in bfloat16 (float32 on a CPU); None = all of its layers."""
     kind, sizes = MODELS[name]
-    config = getattr(transformers, kind)(**sizes, tie_word_embeddings=False)
+    fewer = {} if layers is None else {"num_hidden_layers": layers}
+    config = getattr(transformers, kind)(**sizes | fewer, tie_word_embeddings=False)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     torch.manual_seed(SEED)
     with torch.device(device):

@@ -8,34 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from paper_rules import (
-    BUDGETS,
-    TARGETS,
-    TRAINING_FREE,
-    Found,
-    judge_baselines,
-    judge_budget,
-    judge_decode,
-    judge_exchange,
-    judge_head_maps,
-    judge_kinds,
-    judge_layer_routing,
-    judge_length,
-    judge_map_overlap,
-    judge_methods,
-    judge_pooling,
-    judge_probe,
-    judge_quality_esr,
-    judge_retention,
-    judge_separation,
-    judge_static_msr,
-    judge_target_sweep,
-    judge_task_similarity,
-    judge_temperature,
-    judge_training_free,
-    judge_width,
-    judge_xa_ssa,
-)
+import paper_rules as rules
+from paper_rules import BUDGETS, TARGETS, TRAINING_FREE, Found
 from paper_statistics import Check
 
 
@@ -135,28 +109,28 @@ CLAIMS: dict[str, Claim] = {
         paper="Elastic, Tab. 1 and 8",
         rule="FA-SSA >= .98 of dense at MSR >= .75, 3 seeds",
         entries=(DENSE, FA_SSA),
-        judge=judge_retention,
+        judge=rules.judge_retention,
     ),
     "methods": Claim(
         title="Routed heads beat static masks on the kinds that sparsity hurts",
         paper="Elastic, Tab. 1 and 8",
         rule="FA-SSA above a static mask on sensitive kinds, 3 seeds of each",
         entries=(DENSE, FA_SSA, STATIC, _mask("static_on_kind", "fa_ssa/sensitive", seeds=3)),
-        judge=judge_methods,
+        judge=rules.judge_methods,
     ),
     "baselines": Claim(
         title="So do they against published static methods, and with XAttention as the sparse half",
         paper="Elastic, Tab. 1",
         rule="FA-XA >= .99 of dense; FA-SSA above PruLong's and DuoAttention's masks on sensitive kinds",
         entries=BASELINES,
-        judge=judge_baselines,
+        judge=rules.judge_baselines,
     ),
     "training_free": Claim(
         title="Routed heads are above sparse methods that train nothing",
         paper="Elastic, Tab. 1",
         rule="FA-SSA above each of them",
         entries=(DENSE, ONE, *(Entry(name=name, method=name) for name in TRAINING_FREE)),
-        judge=judge_training_free,
+        judge=rules.judge_training_free,
     ),
     "kinds": Claim(
         title="The same on a suite of LongBench's shape",
@@ -164,21 +138,21 @@ CLAIMS: dict[str, Claim] = {
         rule="as retention and methods",
         suites=("almanac",),
         entries=(DENSE, FA_SSA, STATIC),
-        judge=judge_kinds,
+        judge=rules.judge_kinds,
     ),
     "separation": Claim(
         title="Kinds whose answer stands anywhere in the text get fewer sparse heads",
         paper="Elastic, Fig. 7 and 13",
         rule="held-out samples, 3 seeds: MSR of robust kinds is above that of sensitive ones, by .10 or more",
         entries=(FA_SSA,),
-        judge=judge_separation,
+        judge=rules.judge_separation,
     ),
     "static_msr": Claim(
         title="Static sparsity costs sensitive kinds much and robust kinds little",
         paper="Elastic, Fig. 2 and Tab. 5",
         rule="heads ranked by needles: sensitive kinds fall by > .20 from MSR .1 to .7 and keep < .85, robust >= .85",
         entries=(DENSE, *(_mask(f"heads_{t}", t, source="retrieval_heads") for t in (0.1, 0.3, 0.5, 0.7, 0.9))),
-        judge=judge_static_msr,
+        judge=rules.judge_static_msr,
     ),
     "length": Claim(
         title="Routers that were trained on short samples hold at longer ones",
@@ -186,7 +160,7 @@ CLAIMS: dict[str, Claim] = {
         rule=">= .95 of dense at every length, FA-SSA and FA-XA",
         suites=("ruler",),
         entries=(DENSE, _train("fa_ssa", is_short=True), _train("fa_xa", pair="fa_xa", is_short=True)),
-        judge=judge_length,
+        judge=rules.judge_length,
     ),
     "quality_esr": Claim(
         title="At equal sparsity routed heads are above static masks",
@@ -196,14 +170,14 @@ CLAIMS: dict[str, Claim] = {
             DENSE,
             *(e for t in TARGETS for e in (_train(f"routed_{t}", target=t), _mask(f"static_{t}", t))),
         ),
-        judge=judge_quality_esr,
+        judge=rules.judge_quality_esr,
     ),
     "head_maps": Claim(
         title="Some heads change with the task, some never do",
         paper="Elastic, Fig. 6",
         rule=">= .1 of the heads change by .5 between categories, >= .1 by less than .1",
         entries=(ONE,),
-        judge=judge_head_maps,
+        judge=rules.judge_head_maps,
         figures="head_maps",
     ),
     "map_overlap": Claim(
@@ -211,7 +185,7 @@ CLAIMS: dict[str, Claim] = {
         paper="Elastic, Fig. 11",
         rule="on sensitive kinds, routers of all kinds and of those alone agree better than chance by .05",
         entries=(ONE, _train("sensitive_only", only="sensitive")),
-        judge=judge_map_overlap,
+        judge=rules.judge_map_overlap,
         figures="map_overlap",
     ),
     "task_similarity": Claim(
@@ -220,7 +194,7 @@ CLAIMS: dict[str, Claim] = {
         rule="the mean cosine between tasks falls, by .1 or more",
         entries=(ONE,),
         suites=(),
-        judge=judge_task_similarity,
+        judge=rules.judge_task_similarity,
         figures="task_similarity",
     ),
     "target_sweep": Claim(
@@ -228,7 +202,7 @@ CLAIMS: dict[str, Claim] = {
         paper="Elastic, Fig. 7",
         rule="separation .4 > .7; sensitive kinds at .4 no worse by .02; .99 of dense at .4",
         entries=(DENSE, *(_train(f"target_{t}", sensitive=t) for t in (0.4, 0.5, 0.6, 0.7))),
-        judge=judge_target_sweep,
+        judge=rules.judge_target_sweep,
     ),
     "temperature": Claim(
         title="Cooling the samples of the routers helps",
@@ -242,7 +216,7 @@ CLAIMS: dict[str, Claim] = {
                 for name, end in (("to_0.4", 0.4), ("constant", 1.5), ("to_1.0", 1.0))
             ),
         ),
-        judge=judge_temperature,
+        judge=rules.judge_temperature,
     ),
     "width": Claim(
         title="The width of the routers matters little",
@@ -253,7 +227,7 @@ CLAIMS: dict[str, Claim] = {
             Entry(name="width_4", training=SSA),  # what the recipes have
             *(_train(f"width_{width}", width=width) for width in (2, 6, 8)),
         ),
-        judge=judge_width,
+        judge=rules.judge_width,
     ),
     "pooling": Claim(
         title="A hundred tokens at each end are enough",
@@ -266,14 +240,14 @@ CLAIMS: dict[str, Claim] = {
                 for name, tokens in (("50", 50), ("100", 100), ("200", 200), ("all", 16_384))
             ),
         ),
-        judge=judge_pooling,
+        judge=rules.judge_pooling,
     ),
     "xa_ssa": Claim(
         title="Without any full attention quality stays close",
         paper="Elastic, Tab. 4",
         rule="XA-SSA >= .95 of dense and within .03 of FA-SSA",
         entries=(DENSE, ONE, _train("xa_ssa", pair="xa_ssa")),
-        judge=judge_xa_ssa,
+        judge=rules.judge_xa_ssa,
     ),
     "layer_routing": Claim(
         title="Whole layers can be routed, and decode sparse",
@@ -286,21 +260,21 @@ CLAIMS: dict[str, Claim] = {
             Entry(name="flux_full", training=Training(source="layer_router"), decode="full"),
             _mask("static", "flux"),
         ),
-        judge=judge_layer_routing,
+        judge=rules.judge_layer_routing,
     ),
     "budget": Claim(
         title="One number trades quality for sparsity without training",
         paper="not in the papers",
         rule="MSR rises with every step of the budget; the lowest budget is no worse than 0 by .02",
         entries=(DENSE, *(Entry(name=f"budget_{b}", training=SSA, budget=b) for b in BUDGETS)),
-        judge=judge_budget,
+        judge=rules.judge_budget,
     ),
     "probe": Claim(
         title="Routes from a short pass over both ends are as good as exact ones",
         paper="not in the papers",
         rule=">= .9 of the routes agree, quality within .02",
         entries=(DENSE, ONE),
-        judge=judge_probe,
+        judge=rules.judge_probe,
         figures="probe",
     ),
     "decode": Claim(
@@ -309,13 +283,13 @@ CLAIMS: dict[str, Claim] = {
         rule="sparse within .02 of full decode on sensitive and on robust kinds",
         suites=SPOKEN,
         entries=(DENSE, ONE, Entry(name="fa_ssa_full", training=SSA, decode="full")),
-        judge=judge_decode,
+        judge=rules.judge_decode,
     ),
     "exchange": Claim(
         title="Routers of streaming heads gain when the prompt's last queries read everything",
         paper="not in the papers",
         rule="trained with FA-SSA and asked with FA-TA: above FA-SSA, and >= .98 of dense",
         entries=(DENSE, ONE, Entry(name="fa_ta", training=SSA, has_triangle=True)),
-        judge=judge_exchange,
+        judge=rules.judge_exchange,
     ),
 }

@@ -17,8 +17,8 @@ from mask_cutting import cut_mask
 from paper_claims import Claim, Entry, Training
 from paper_recipes import Scale, adapt_recipe, digest_files
 from paper_samples import KeptSuite
-from paper_sharing import Busy, hold
-from paper_statistics import Seeds, estimate, is_robust, is_sensitive, pick
+from paper_sharing import Busy, TimedWork, TimeUp, hold
+from paper_statistics import KIND_GROUPS, Seeds, estimate, pick
 from pattern_exchange import exchange_pattern
 
 from elastic_attention import ElasticConfig
@@ -45,10 +45,6 @@ PATIENCE = 100  # how often memory may be short
 LEFT_OUT = {"almanac": ("overviews", "module_lines")}  # hundreds of tokens an answer
 
 
-class TimeUp(Exception):
-    """The minutes are used up; what is done is on the disk."""
-
-
 class StudyPlan(EvalPlan):
     """A plan that calls adapters by their fingerprint and not by their place, so answers may move to another folder."""
 
@@ -59,13 +55,12 @@ class StudyPlan(EvalPlan):
 
 
 @dataclass(kw_only=True)
-class Lab:
+class Lab(TimedWork):
     """One model, one output folder, one time limit.
 
     Attributes:
         recipes: folder of the recipes.
         corpora: folder of `tasks.corpora`; None = the texts in the package.
-        deadline: of `time.monotonic()`.
         trainings: rows of a record, of what the entries of a claim so far were trained with.
         places: device, model, package and versions behind its answers so far.
         began: of `time.time()`.
@@ -76,7 +71,6 @@ class Lab:
     recipes: Path
     output: Path
     corpora: str | None
-    deadline: float
     batch_tokens: int = 1
     workers: int = 0
     trainings: list[dict[str, Any]] = field(default_factory=list)
@@ -91,16 +85,6 @@ class Lab:
     def seconds(self) -> float:
         """Since it was opened."""
         return time.time() - self.began
-
-    @property
-    def is_late(self) -> bool:
-        """Is it past the deadline?"""
-        return time.monotonic() >= self.deadline
-
-    def check_time(self, label: str = "") -> None:
-        """Raise TimeUp past the deadline."""
-        if self.is_late:
-            raise TimeUp
 
     def describe_model(self) -> dict[str, Any]:
         """The model as records name it; of a folder the last part."""
@@ -325,8 +309,7 @@ def settle_target(wanted: Training, found: dict[str, Seeds]) -> float | None:
     name, _, group = wanted.target.partition("/")
     if name not in found:
         raise Busy(name)
-    tests = {"": lambda line: True, "sensitive": is_sensitive, "robust": is_robust}
-    msr = estimate(pick(found[name], tests[group]), measure=lambda line: line.msr)
+    msr = estimate(pick(found[name], KIND_GROUPS[group or "all"]), measure=lambda line: line.msr)
     if msr is None:
         raise ElasticAttentionError(
             f"entry {name!r} answered no {group} question, so nothing can be trained at its MSR; ask more --samples."

@@ -21,22 +21,22 @@ class Found:
     answers: Mapping[str, Seeds]
     figures: Mapping[str, Estimate | None]
 
-    def ratio(self, name: str, *, wanted: Callable | None = None, to: str = "dense") -> Estimate | None:
-        """Score of an entry over another's, where the dense model scores .50 or more."""
-        return self._compare(name, to, "ratio", wanted)
+    def ratio(self, name: str, *, wanted: Callable | None = None) -> Estimate | None:
+        """Score of an entry over the dense one's, where the dense model scores .50 or more."""
+        return self._compare(name, "dense", "ratio", wanted)
 
     def difference(self, name: str, to: str, *, wanted: Callable | None = None) -> Estimate | None:
         """Score of an entry minus another's, where the dense model scores .50 or more."""
         return self._compare(name, to, "difference", wanted)
 
-    def msr(self, name: str, wanted: Callable = lambda line: True) -> Estimate | None:
+    def msr(self, name: str) -> Estimate | None:
         """Mean MSR of an entry."""
-        return estimate(pick(self.answers[name], wanted), measure=lambda line: line.msr)
+        return estimate(self.answers[name], measure=lambda line: line.msr)
 
     def separation(self, name: str, to: str | None = None) -> Estimate | None:
         """MSR, robust minus sensitive kinds; `to` another entry: how much further apart they are."""
         # Kinds are other samples, so each is signed and weighted so that the macro average is the difference.
-        lists = [pick(self.answers[entry], lambda line: True) for entry in (name, to) if entry]
+        lists = [self.answers[entry] for entry in (name, to) if entry]
         cells = [
             {(x.task, x.length) for lines in lists[0] for x in lines if test(x)} for test in (is_robust, is_sensitive)
         ]

@@ -104,6 +104,13 @@ def is_robust(line: Line) -> bool:
     return not is_sensitive(line)
 
 
+KIND_GROUPS: dict[str, Callable[[Line], bool]] = {
+    "all": lambda line: True,
+    "sensitive": is_sensitive,
+    "robust": is_robust,
+}
+
+
 def pick(lists: Seeds, is_wanted: Callable[[Line], bool]) -> Seeds:
     """The answers that are wanted, seed by seed."""
     return [[line for line in lines if is_wanted(line)] for lines in lists]

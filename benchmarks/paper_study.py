@@ -22,11 +22,11 @@ from typing import Any
 
 from paper_claims import CLAIMS, Claim
 from paper_figures import MEASURES
-from paper_lab import Lab, TimeUp
+from paper_lab import Lab
 from paper_recipes import Scale, describe_recipe, find_scale, fit_claim
 from paper_rules import Found
-from paper_sharing import Busy, hold
-from paper_statistics import Seeds, estimate, find_mastered, give_verdict, is_robust, is_sensitive, pick
+from paper_sharing import Busy, TimeUp, hold
+from paper_statistics import KIND_GROUPS, Seeds, estimate, find_mastered, give_verdict, pick
 
 from elastic_attention.errors import ElasticAttentionError
 from elastic_attention.evaluation.answer_log import Line
@@ -58,12 +58,11 @@ def make_rows(answers: dict[str, Seeds]) -> list[Row]:
     dense = answers.get("dense")
     mastered = find_mastered(dense) if dense else None
     lengths = sorted({x.length for lists in answers.values() for lines in lists for x in lines})
-    groups = {"all": lambda line: True, "sensitive": is_sensitive, "robust": is_robust}
-    cuts = [(group, None) for group in groups] + [("all", length) for length in lengths]
+    cuts = [(group, None) for group in KIND_GROUPS] + [("all", length) for length in lengths]
     for name, lists in answers.items():
         for group, length in cuts:
 
-            def is_wanted(line: Any, test: Any = groups[group], length: int | None = length) -> bool:
+            def is_wanted(line: Any, test: Any = KIND_GROUPS[group], length: int | None = length) -> bool:
                 return not line.skipped and test(line) and length in (None, line.length)
 
             own = pick(lists, is_wanted)

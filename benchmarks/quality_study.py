@@ -12,7 +12,7 @@ from typing import Any
 
 from mask_cutting import cut_mask
 from paper_samples import KeptSuite
-from paper_sharing import Busy, hold
+from paper_sharing import Busy, TimedWork, TimeUp, hold
 from paper_statistics import ROBUST
 from pattern_exchange import exchange_pattern
 
@@ -34,10 +34,6 @@ from elastic_attention.training.recipe import Recipe
 from elastic_attention.training.trainer import train
 
 RANKED_SAMPLES, RANKED_TOKENS = 64, 2048
-
-
-class TimeUp(Exception):
-    """The minutes are used up; what is done is on the disk."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,11 +66,10 @@ def is_saved(folder: Path) -> bool:
 
 
 @dataclass(kw_only=True)
-class Study:
+class Study(TimedWork):
     """The model, its questions, and the folder where adapters and answers lie.
 
     Attributes:
-        deadline: of `time.monotonic`; past it nobody is trained or asked, and what is on the disk is still read.
         routers: adapter of "routed" without a folder of its own; None takes those that ship.
         answers, methods: all lines so far, and who gave them, by label of the method.
         budgets: of those that were asked with another one than 0, by label.
@@ -91,7 +86,6 @@ class Study:
     samples: int
     workers: int
     batch_tokens: int
-    deadline: float
     routers: str | None = None
     answers: dict[str, list[Line]] = field(default_factory=dict)
     methods: dict[str, Method] = field(default_factory=dict)
@@ -123,16 +117,6 @@ class Study:
                     return False
                 time.sleep(1)
         return is_complete
-
-    @property
-    def is_late(self) -> bool:
-        """Are the minutes used up?"""
-        return time.monotonic() >= self.deadline
-
-    def check_time(self, label: str = "") -> None:
-        """Raise TimeUp past the deadline."""
-        if self.is_late:
-            raise TimeUp
 
     def settle(self, contestant: Contestant) -> list[tuple[Method, tuple[str, ...]]]:
         """The methods of a contestant with their folders, and the kinds that each is asked.

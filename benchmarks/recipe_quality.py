@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from mask_cutting import cut_mask
 from paper_sharing import Busy, hold
-from paper_statistics import Cell, estimate, find_mastered, is_robust, is_sensitive, pick
+from paper_statistics import KIND_GROUPS, Cell, estimate, find_mastered, pick
 
 from elastic_attention.cli.train import train
 from elastic_attention.evaluation.answer_log import Line
@@ -36,7 +36,6 @@ from elastic_attention.tasks.suite import Suite, check_tasks, open_suite
 from elastic_attention.training.recipe import Recipe, load_recipe
 
 Row = dict[str, Any]
-KINDS: dict[str, Callable[[Line], bool]] = {"all": lambda line: True, "sensitive": is_sensitive, "robust": is_robust}
 ROUTERS = ("head_router", "layer_router")
 
 
@@ -146,7 +145,7 @@ def summarize(answers: Mapping[str, Sequence[Line]], masks: Sequence[str]) -> di
     for label, lines in answers.items():
         counted = select(lines, mastered)
         row: Row = {"label": label, "n": len(counted), "esr_prefill": mean([x.esr_prefill or 0.0 for x in counted])}
-        for kinds, is_wanted in KINDS.items():
+        for kinds, is_wanted in KIND_GROUPS.items():
             own = [line for line in counted if is_wanted(line)]
             row |= {f"score_{kinds}": mean([x.score for x in own]), f"msr_{kinds}": mean([x.msr for x in own])}
             ratio = estimate([own], pick(dense, is_wanted), how="ratio", cells=mastered)

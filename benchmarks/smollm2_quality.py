@@ -20,13 +20,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from paper_recipes import LEARNING_RATES
 from paper_samples import KeptSuite
-from paper_statistics import estimate, is_robust, is_sensitive, pick
+from paper_statistics import KIND_GROUPS, MASTERED, estimate, pick
 from quality_study import Contestant, Study
 
 from elastic_attention.config import XAttentionConfig
@@ -44,14 +44,8 @@ BUDGETS = (-4.0, -2.0, 1.0, 2.0)
 LENGTHS = (2048, 4096, 8000)
 # Columns of texts, which answers that have travelled may lack.
 UNREAD = ("cut", "empty")
-MASTERED = 0.5
 # Methods with one mask for all inputs, by the source that trains them; retrieval heads are ranked.
 MASKS = {"duo_attention": "alpha", "static": "static", "prulong": "hard_concrete", "retrieval_heads": ""}
-KIND_GROUPS: dict[str, Callable[[Line], bool]] = {
-    "all": lambda line: True,
-    "sensitive": is_sensitive,
-    "robust": is_robust,
-}
 Row = dict[str, Any]
 
 

@@ -26,12 +26,10 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
-import transformers
-from model_bench import MODELS, SEED
+from model_bench import MODELS, SEED, build_model
 from training_loads import RESPONSE_TOKENS, draw_pack, make_pack
 from training_rates import (
     CELL,
@@ -139,7 +137,7 @@ class TrainingBench:
         self.rows: list[Row] = []
         self.skipped: list[Row] = []
         self.matmul_flops = measure_matmul(device)
-        self.model = build_model(options.model, options.layers, device)
+        self.model = build_model(options.model, device, layers=options.layers)
         self.loads = {name: draw_pack(name, options.tokens) for name in options.loads}
 
     def run(self, ranks: Ranks, sequence: int, load: str) -> None:
@@ -267,18 +265,6 @@ class TrainingBench:
             bytes=max((row["peak_bytes"] for row in rows), default=0),
         )
         write_record(options.json, record)
-
-
-def build_model(name: str, layers: int | None, device: torch.device) -> Any:
-    """The model with random weights, made on `device` in bfloat16 (float32 on a CPU)."""
-    kind, sizes = MODELS[name]
-    fewer = {} if layers is None else {"num_hidden_layers": layers}
-    config = getattr(transformers, kind)(**sizes | fewer, tie_word_embeddings=False)
-    torch.manual_seed(SEED)
-    with torch.device(device):
-        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
-    return model.eval().requires_grad_(False)
 
 
 def describe_gpus(device: torch.device, most: int) -> str:

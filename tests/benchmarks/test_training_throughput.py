@@ -68,7 +68,7 @@ def test_time_that_is_up_is_recorded_as_skipped(tmp_path):
 
 
 def test_flops_of_one_layer_by_hand():
-    model = training_throughput.build_model("tiny", 1, torch.device("cpu"))
+    model = training_throughput.build_model("tiny", torch.device("cpu"), layers=1)
     n, d, heads, kv, width, inner, words = 1000, 16, 6, 2, 48, 64, MODELS["tiny"][1]["vocab_size"]
     weights = width * d * (heads + 2 * kv) + heads * d * width + 3 * width * inner
     linear, last = 2 * weights * n, 2 * width * words * training_loads.RESPONSE_TOKENS

@@ -6,7 +6,7 @@ from transformers import DynamicCache
 
 from captured_caches import CASES, run_cases
 from elastic_attention import ElasticAttentionError, UnsupportedCache
-from elastic_attention.models.captured import CapturedDecoder
+from elastic_attention.models.captured import CapturedDecoder, generate_captured
 from elastic_attention.models.handle import Handle
 from tiny_models import attach_tiny, make_model, text
 
@@ -86,3 +86,15 @@ def test_a_cache_of_row_tensors_is_refused():
         model(text(100), past_key_values=cache)
     with pytest.raises(UnsupportedCache, match="page pool"):
         CapturedDecoder(handle, cache, torch.tensor([5]), max_new_tokens=2)
+
+
+def test_answers_end_as_those_of_generate(prefilled):
+    handle, *_ = prefilled
+    ids = text(100, rows=2)
+    plain = {"attention_mask": torch.ones_like(ids), "do_sample": False, "max_new_tokens": 40}
+    said = handle.model.generate(ids, **plain)[:, 100:]
+    ends = int(said[0, 0]), int(said[1, 15])
+    wanted = handle.model.generate(ids, **plain, eos_token_id=list(ends), pad_token_id=0)
+    got = generate_captured(handle, ids, max_new_tokens=40, eos_token_ids=ends)
+    assert torch.equal(got, wanted) and got.shape[1] < 140
+    assert (got == 0).any(1).tolist() == [True, False], "the first row ends before the other"

@@ -9,13 +9,14 @@ import torch
 import torch.nn.functional as F
 from tiny_runs import parts
 
-from elastic_attention.errors import UnsupportedModel
+from elastic_attention.errors import AlreadyAttached, UnsupportedModel
 from elastic_attention.models.answers import IGNORED
 from elastic_attention.router import RouteNoise, RouteSampler
 from elastic_attention.training.data.steps import PackedSteps
 from elastic_attention.training.engine import Engine
 from elastic_attention.training.recipe import DataConfig, ObjectiveConfig, RouteConfig
 from elastic_attention.training.sources import SOURCES
+from tiny_models import attach_tiny
 
 ROUNDING = 700 * torch.finfo(torch.float32).eps  # a pack has up to 700 tokens, so sums of so many terms
 
@@ -189,3 +190,12 @@ def test_all_tokens_count_more_targets(tmp_path):
     assert isinstance(config, DataConfig)
     some, every = (PackedSteps(c, parts()["tokenizer"], seed=0, steps=1)[0][0] for c in (recipe.data, config))
     assert (some.targets != IGNORED).sum() < (every.targets != IGNORED).sum()
+
+
+def test_a_model_that_is_attached_already_stays_as_it_was(tmp_path):
+    model = parts()["model"].train()
+    handle = attach_tiny(model)
+    with pytest.raises(AlreadyAttached):
+        Engine(make_recipe(tmp_path), model)
+    assert model.training and all(parameter.requires_grad for parameter in model.parameters())
+    handle.detach()

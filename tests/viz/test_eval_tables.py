@@ -27,7 +27,7 @@ METRICS = {
 
 def test_tasks_down_and_methods_across():
     assert render_eval_tasks(make_record("eval", METRICS)).splitlines() == [
-        "| Task | Tokens | n | dense | all sparse |",
+        r"| Task | Tokens | n | dense | all\_sparse |",
         "|:--|--:|--:|--:|--:|",
         "| needle | 4,096 | 20 | 1.000 | – |",
         r"| qa\_1\* | 4,096 | 20 | 0.800 | 0.600 |",
@@ -40,7 +40,7 @@ def test_tasks_down_and_methods_across():
 def test_methods():
     lines = render_eval_methods(make_record("eval", METRICS)).splitlines()
     assert lines[2].startswith(r"| dense | – | 20 | 0.900 \[0.800, 1.000\] | 1.000 \[1.000, 1.000\] | 0.50 | – | – |")
-    assert lines[3].startswith(r"| all sparse | sparse | 20 | 0.300 \[0.200, 0.400\] | – | 0.50 |")
+    assert lines[3].startswith(r"| all\_sparse | sparse | 20 | 0.300 \[0.200, 0.400\] | – | 0.50 |")
     official = make_record("eval", METRICS | {"substitutes": {}})
     assert "stands in" not in render_eval_methods(official)
 

@@ -144,7 +144,7 @@ def test_quality_averages_mastered_kinds_and_lists_the_others_apart(quality: dic
 
 def test_frontier_lists_points_with_intervals(quality: dict[str, Any]) -> None:
     rows = read_cells(render_frontier(quality))
-    assert [rows[3][i] for i in (0, 1, 2, 4)] == ["all sparse", "sparse", "–", "1.00"]
+    assert [rows[3][i] for i in (0, 1, 2, 4)] == [r"all\_sparse", "sparse", "–", "1.00"]
     assert rows[4] == [
         "routed", "sparse", "0.70", rows[4][3], "0.70", "0.63", r"0.790 \[0.770, 0.810\]", r"0.988 \[0.978, 0.998\]"
     ]  # fmt: skip

@@ -10,6 +10,6 @@ def test_ways_to_decide():
     dense = row | {"way": "dense", "agreement": None}
     table = render_policies(make_record("benchmarks/policy_agreement.py", {"rows": [row, dense]})).splitlines()
     assert table[2] == (
-        r"| first chunk 1024 | 420 | 0.799 | 0.918 \[0.914, 0.922\] | 0.689 | -0.005 \[-0.031, 0.021\] |"
+        r"| first\_chunk 1024 | 420 | 0.799 | 0.918 \[0.914, 0.922\] | 0.689 | -0.005 \[-0.031, 0.021\] |"
     )
     assert table[3].startswith("| dense | 420 | 0.799 | – |")

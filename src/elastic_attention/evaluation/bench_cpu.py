@@ -5,9 +5,8 @@ Shape letters: T tokens, H query heads, G KV heads, D head dim.
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +21,7 @@ from ..patterns import build_pattern
 from ..sparsity import count_causal_pairs, count_read_pairs
 from .oracle import check_against_oracle
 from .session import describe_device, measure_peak_bytes
+from .timing import Run, time_interleaved
 
 RATIOS = (0.0, 0.5, 0.7, 1.0)
 DTYPES = (torch.float32, torch.bfloat16)
@@ -61,7 +61,6 @@ def measure_kernels(
     device: torch.device,
     backend: str = "auto",
     shapes: Sequence[Shape],
-    dtypes: Sequence[torch.dtype] = DTYPES,
 ) -> Iterator[list[dict[str, Any]]]:
     """Time each shape and dtype; a shape is compared with the oracle before it is timed.
 
@@ -78,7 +77,7 @@ def measure_kernels(
         OracleMismatch: the kernel differs from the oracle; there are no times then.
     """
     for shape in shapes:
-        for dtype in dtypes:
+        for dtype in DTYPES:
             check_against_oracle(
                 shape.pattern,
                 group_size=shape.num_q_heads // shape.num_kv_heads,
@@ -99,9 +98,14 @@ def _measure_shape(
         for heads in (shape.num_q_heads, shape.num_kv_heads, shape.num_kv_heads)
     )
     counts = [choose_num_sparse(ratio, shape.num_kv_heads) for ratio in RATIOS]
-    runs: list[Callable[[], object]] = [lambda: scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)]
+    runs: list[Run] = [lambda _: scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)]
     runs += [_make_run(q, k, v, count, shape.pattern, backend) for count in counts]
-    dense, *hybrid = _time_interleaved(runs, repeats, device)
+    with torch.inference_mode():
+        for run in runs:  # the first round warms up
+            run(0)
+        named = {str(number): run for number, run in enumerate(runs)}
+        timings = time_interleaved(named, device=device, repeats=repeats)
+    dense, *hybrid = (timing.median for timing in timings.values())
     pattern, pairs = build_pattern(shape.pattern), count_causal_pairs(0, tokens)
     rows = []
     for count, milliseconds in zip(counts, hybrid, strict=True):
@@ -129,26 +133,9 @@ def choose_num_sparse(ratio: float, num_kv_heads: int) -> int:
     return min(range(num_kv_heads + 1), key=lambda count: (abs(count - ratio * num_kv_heads), count))
 
 
-def _make_run(
-    q: Tensor, k: Tensor, v: Tensor, num_sparse: int, pattern: StreamingConfig, backend: str
-) -> Callable[[], object]:
+def _make_run(q: Tensor, k: Tensor, v: Tensor, num_sparse: int, pattern: StreamingConfig, backend: str) -> Run:
     is_sparse = (torch.arange(k.shape[1]) < num_sparse)[None]
-    return lambda: hybrid_attention(q, k, v, is_sparse, pattern=pattern, backend=backend)
-
-
-def _time_interleaved(runs: Sequence[Callable[[], object]], repeats: int, device: torch.device) -> list[float]:
-    """Median milliseconds of each run; they take turns, so that a busy moment falls on all of them."""
-    times: list[list[float]] = [[] for _ in runs]
-    with torch.inference_mode():
-        for repeat in range(repeats + 1):
-            for run, kept in zip(runs, times, strict=True):
-                started = time.perf_counter()
-                run()
-                if device.type == "cuda":
-                    torch.cuda.synchronize(device)
-                if repeat:  # the first round warms up
-                    kept.append((time.perf_counter() - started) * 1e3)
-    return [statistics.median(kept) for kept in times]
+    return lambda _: hybrid_attention(q, k, v, is_sparse, pattern=pattern, backend=backend)
 
 
 def build_bench_record(

@@ -33,7 +33,6 @@ def measure_gpu_decode(
     *,
     device: torch.device,
     pattern: StreamingConfig | None = None,
-    ratios: Sequence[float] = RATIOS,
     repeats: int = 9,
 ) -> Iterator[list[dict[str, Any]]]:
     """Time the decode kernel of this device on (tokens, batch) cells; it is compared with float64 first.
@@ -51,7 +50,7 @@ def measure_gpu_decode(
     check_decode(pattern, device=device, dtype=dtype)
     for tokens, batch in cells:
         shape = AttentionShape(tokens=tokens, batch=batch)
-        routes_of = {int(routes.sum()): routes for routes in map(shape.spread_sparse, ratios)}
+        routes_of = {int(routes.sum()): routes for routes in map(shape.spread_sparse, RATIOS)}
         facts: dict[str, dict[str, Any]] = {"sdpa": {"is_dense": True, "msr": 0.0, "bytes": _count_bytes(shape, None)}}
         runs = {"sdpa": _plan_dense(shape, device, dtype)}
         for count, routes in sorted(routes_of.items()):

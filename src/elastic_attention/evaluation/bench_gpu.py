@@ -31,6 +31,7 @@ Row = dict[str, Any]
 
 LENGTHS = (8192, 32768, 131072)
 RATIOS = (0.0, 0.5, 0.7, 1.0)
+LENGTH_SECONDS = 10.0  # for the repeats of one length
 MAX_ERROR = 1e-2  # relative difference of two right bfloat16 results; a wrong mask makes far more
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -90,15 +91,12 @@ def measure_gpu_kernels(
     device: torch.device,
     backend: str = "auto",
     pattern: StreamingConfig | None = None,
-    ratios: Sequence[float] = RATIOS,
     repeats: int = 9,
-    max_seconds: float = 10.0,
 ) -> Iterator[tuple[list[Row], list[Row]]]:
     """Time one backend beside PyTorch's dense kernels; it is compared with the oracle first.
 
     Args:
         lengths: tokens of each measurement.
-        max_seconds: for the repeats of one length.
 
     Yields:
         What `measure_prefill` returns for one length, the rows with dtype and backend.
@@ -122,12 +120,12 @@ def measure_gpu_kernels(
         rows, failures = measure_prefill(
             replace(shape, tokens=tokens),
             [own_kernel(name, pattern), *torch_kernels(device)],
-            ratios,
+            RATIOS,
             pattern=pattern,
             device=device,
             dtype=dtype,
             repeats=repeats,
-            max_seconds=max_seconds,
+            max_seconds=LENGTH_SECONDS,
         )
         yield [row | {"dtype": "bfloat16", "backend": name} for row in rows], failures
 

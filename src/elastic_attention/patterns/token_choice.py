@@ -12,12 +12,10 @@ import torch
 from torch import Tensor
 
 from ..sparsity import count_causal_pairs
-
-# Behind every position: responses have no last row.
-_OPEN_END = 2**31 - 1
+from .data_choice import DataChoice
 
 
-class TokenChoice(ABC):
+class TokenChoice(DataChoice, ABC):
     """A pattern whose reads depend on the data, though their number does not.
 
     Attributes:
@@ -30,7 +28,6 @@ class TokenChoice(ABC):
     block_size: int
     most_blocks: int
     dense_tokens: int
-    num_pinned_tokens = 0
 
     @abstractmethod
     def choose_blocks(self, q: Tensor, k: Tensor, scale: float) -> Tensor:
@@ -59,14 +56,6 @@ class TokenChoice(ABC):
         positions = torch.arange(k.shape[1], device=k.device)
         return shown & (positions <= positions[k.shape[1] - q.shape[1] :, None])
 
-    def is_visible(self, query_positions: Tensor, key_positions: Tensor) -> Tensor:
-        """Bool mask of the keys that may be chosen: all up to the query."""
-        return key_positions <= query_positions
-
-    def find_dense_rows(self, prompt_lengths: Tensor) -> Tensor:
-        """Positions [start, stop) of the queries that read every key: all behind the prompt, (B, 2) int32."""
-        return torch.stack([prompt_lengths, torch.full_like(prompt_lengths, _OPEN_END)], dim=1).to(torch.int32)
-
     def count_pairs(self, start: int, stop: int) -> int:
         """Query-key pairs that the queries at positions [start, stop) of a sequence of `stop` tokens read."""
         if stop <= self.dense_tokens:
@@ -80,14 +69,6 @@ class TokenChoice(ABC):
         growing = min(whole, self.most_blocks + 1)
         blocks = growing * (growing - 1) // 2 + (whole - growing) * self.most_blocks
         return own + self.block_size * (self.block_size * blocks + rest * min(whole, self.most_blocks))
-
-    def count_evicted(self, num_tokens: int) -> int:
-        """No token is ever dropped: which ones the next query wants is not known."""
-        return 0
-
-    def count_held(self, num_tokens: int) -> int:
-        """Tokens that a sequence of `num_tokens` must keep: all."""
-        return num_tokens
 
 
 def average_blocks(k: Tensor, block_size: int) -> Tensor:

@@ -5,47 +5,21 @@ from torch import Tensor
 
 from ..config import XAttentionConfig
 from ..sparsity import count_causal_pairs
-
-# Behind every position: responses have no last row.
-_OPEN_END = 2**31 - 1
+from .data_choice import DataChoice
 
 
-class XAttentionPattern:
-    """What is known of XAttention before it has seen the data: bounds, and which rows never take part."""
+class XAttentionPattern(DataChoice):
+    """What is known of XAttention before it has seen the data; `BlockLists` say which keys are read."""
 
     name = "xattention"
 
     def __init__(self, config: XAttentionConfig) -> None:
         self.config = config
-        self.num_pinned_tokens = 0
         self.dense_tokens = 2 * config.block_size  # block 0 and the diagonal
-
-    def find_dense_rows(self, prompt_lengths: Tensor) -> Tensor:
-        """Positions [start, stop) of the queries that read every key: all behind the prompt.
-
-        Args:
-            prompt_lengths: (B,) int, real tokens of each prompt.
-
-        Returns:
-            (B, 2) int32 on the same device.
-        """
-        return torch.stack([prompt_lengths, torch.full_like(prompt_lengths, _OPEN_END)], dim=1).to(torch.int32)
-
-    def is_visible(self, query_positions: Tensor, key_positions: Tensor) -> Tensor:
-        """Bool mask of the keys that may be chosen: all up to the query. `BlockLists` say which ones are."""
-        return key_positions <= query_positions
 
     def count_pairs(self, start: int, stop: int) -> int:
         """An upper bound of the pairs read by the queries at [start, stop); `count_listed_pairs` counts them."""
         return count_causal_pairs(start, stop)
-
-    def count_evicted(self, num_tokens: int) -> int:
-        """No token is ever dropped: which ones the next query wants is not known."""
-        return 0
-
-    def count_held(self, num_tokens: int) -> int:
-        """Tokens that a sequence of `num_tokens` must keep: all."""
-        return num_tokens
 
 
 def count_listed_pairs(counts: Tensor, block_size: int, first: int, start: int, stop: int) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,10 +12,10 @@ from elastic_attention.errors import DataError
 from elastic_attention.tasks.corpora import corpora_digest, load_corpora
 from elastic_attention.tasks.drawing import SPLITS
 from elastic_attention.tasks.sample import Tokenizer
-from elastic_attention.tasks.suite import has_chat_template
+from elastic_attention.tasks.suite import Skipped, SuiteSample, has_chat_template, make_or_skip
 
 
-class CorporaSuite:
+class CorporaSuite(ABC):
     """Samples without end from texts; a subclass makes and scores them. See `Suite` for what the methods promise.
 
     Args:
@@ -51,6 +52,16 @@ class CorporaSuite:
     def find_least_length(self, task: str) -> int:
         """Unknown: it depends on the tokenizer."""
         return 1
+
+    def build(
+        self, task: str, indexes: Sequence[int], *, length: int, seed: int, tokenizer: Tokenizer
+    ) -> Iterator[SuiteSample | Skipped]:
+        """Samples that `_build_sample` makes, or why it cannot."""
+        return make_or_skip(self._build_sample, task, indexes, length=length, seed=seed, tokenizer=tokenizer)
+
+    @abstractmethod
+    def _build_sample(self, task: str, index: int, length: int, seed: int, tokenizer: Tokenizer) -> SuiteSample:
+        """One sample; raises DataError where the texts cannot give it."""
 
 
 class _UnmarkedTokenizer:

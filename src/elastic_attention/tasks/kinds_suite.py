@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from elastic_attention.tasks.corpora import load_corpora
@@ -10,7 +9,7 @@ from elastic_attention.tasks.corpora_suite import CorporaSuite, with_marks
 from elastic_attention.tasks.registry import ALL_KINDS, KINDS, MIN_TOKENS, PAIRS, VALIDATION_KINDS, generate
 from elastic_attention.tasks.ruler.scoring import match_part
 from elastic_attention.tasks.sample import Tokenizer, prompt_text, render
-from elastic_attention.tasks.suite import Answer, Skipped, SuiteSample, make_or_skip
+from elastic_attention.tasks.suite import Answer, SuiteSample
 
 # A chat may answer in a whole sentence.
 LONGEST_ANSWER = 32
@@ -37,19 +36,14 @@ class KindsSuite(CorporaSuite):
         """That of `generate`, for every kind."""
         return MIN_TOKENS
 
-    def build(
-        self, task: str, indexes: Sequence[int], *, length: int, seed: int, tokenizer: Tokenizer
-    ) -> Iterator[SuiteSample | Skipped]:
-        """The same samples that `generate` makes for these arguments."""
-        tokenizer = with_marks(tokenizer)
-        return make_or_skip(self._build_sample, task, indexes, length=length, seed=seed, tokenizer=tokenizer)
-
     def score(self, answer: Answer, sample: SuiteSample) -> float:
         """1 or 0 for exact kinds, else the share of right tokens."""
         hits = [said == wanted for said, wanted in zip(answer.token_ids, sample.target_ids, strict=True)]
         return float(all(hits)) if ALL_KINDS[sample.task].metric == "exact" else sum(hits) / len(hits)
 
     def _build_sample(self, task: str, index: int, length: int, seed: int, tokenizer: Tokenizer) -> SuiteSample:
+        """The same sample that `generate` makes for these arguments."""
+        tokenizer = with_marks(tokenizer)
         sample = generate(
             task,
             seed=seed,

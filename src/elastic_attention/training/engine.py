@@ -68,10 +68,10 @@ class Engine:
 
     def __init__(self, recipe: Recipe, model: Any) -> None:
         check_dtypes(model)
+        torch.manual_seed(recipe.seed)  # fresh routers are the same on every device
+        self.handle = attach(model, configure(recipe, model))  # first: a model that is refused stays as it was
         self._was_training, self._learnt = model.training, [p for p in model.parameters() if p.requires_grad]
         self.recipe, self.model = recipe, unwrap_model(model).eval().requires_grad_(False)
-        torch.manual_seed(recipe.seed)  # fresh routers are the same on every device
-        self.handle = attach(model, configure(recipe, model))
         self.handle.fast_gradients = recipe.fast_gradients
         self.source = build_source(recipe, self.handle)
         self.loss_name = recipe.objective.loss or self.source.loss

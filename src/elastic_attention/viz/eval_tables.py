@@ -14,7 +14,6 @@ from .units import (
     format_ratio,
     format_text,
     format_thousandths,
-    format_words,
     list_rows,
     to_number,
 )
@@ -39,10 +38,7 @@ def pivot_tasks(record: Record) -> tuple[list[Column], list[dict[str, Any]]]:
         Column(key="task", heading="Task", format=format_text, kind="name"),
         Column(key="length", heading="Tokens", format=format_count),
         Column(key="n", heading="n", format=format_count),
-        *(
-            Column(key=f"score {label}", heading=label.replace("_", " "), format=format_thousandths, kind="ratio")
-            for label in labels
-        ),
+        *(Column(key=f"score {label}", heading=label, format=format_thousandths, kind="ratio") for label in labels),
     ]
     cells: dict[tuple[str, Any], dict[str, Any]] = {}
     for row in rows:
@@ -55,7 +51,7 @@ def pivot_tasks(record: Record) -> tuple[list[Column], list[dict[str, Any]]]:
 def render_eval_methods(record: Record) -> str:
     """One row a method: score and its share of dense with 95% intervals, sparsity of prefill and decoding, bytes."""
     columns = (
-        Column(key="label", heading="Method", format=format_words),
+        Column(key="label", heading="Method", format=format_text),
         Column(key="decode", heading="Decode", format=format_text),
         Column(key="n", heading="n", format=format_count),
         Column(key="score_text", heading="Score", format=format_text),

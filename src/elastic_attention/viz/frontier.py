@@ -14,20 +14,20 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Row = Mapping[str, Any]
-Style = tuple[str, str, str]
-"""Name, colour and mark."""
+Style = tuple[str, str]
+"""Colour and mark."""
 
 METHODS = {
-    "routed": ("routed", PALETTE[0], "o"),
-    "static": ("static heads", PALETTE[1], "s"),
-    "random": ("random heads", PALETTE[2], "^"),
-    "all_sparse": ("all sparse", PALETTE[6], "X"),
-    "dense": ("dense", PALETTE[3], "D"),
+    "routed": (PALETTE[0], "o"),
+    "static": (PALETTE[1], "s"),
+    "random": (PALETTE[2], "^"),
+    "all_sparse": (PALETTE[6], "X"),
+    "dense": (PALETTE[3], "D"),
 }
 OTHER_MARKS = "vP*<>hpd"
 # What the methods above leave of the palette, and more: nobody should take another method for the routed one.
 OTHER_COLOURS = (
-    *(colour for colour in PALETTE if colour not in {own for _, own, _ in METHODS.values()}),
+    *(colour for colour in PALETTE if colour not in {own for own, _ in METHODS.values()}),
     *("#882255", "#999933", "#332288", "#7A5C2E"),
 )
 SCORE_MARGIN = 0.02
@@ -97,14 +97,10 @@ def draw_frontier(rows: Sequence[Row]) -> "Figure":
 
 
 def _choose_styles(methods: Sequence[str]) -> dict[str, Style]:
-    """Name, colour and mark by method; those that every comparison has keep theirs."""
+    """Colour and mark by method; those that every comparison has keep theirs."""
     others = [method for method in dict.fromkeys(methods) if method not in METHODS]
     return {method: style for method, style in METHODS.items() if method in methods} | {
-        method: (
-            method.replace("_", " "),
-            OTHER_COLOURS[place % len(OTHER_COLOURS)],
-            OTHER_MARKS[place % len(OTHER_MARKS)],
-        )
+        method: (OTHER_COLOURS[place % len(OTHER_COLOURS)], OTHER_MARKS[place % len(OTHER_MARKS)])
         for place, method in enumerate(others)
     }
 
@@ -127,7 +123,7 @@ def _draw_method(
     if not points:
         return
     places, scores, below, above = (list(column) for column in zip(*points, strict=True))
-    name, colour, mark = style
+    colour, mark = style
     if method == "dense":
         # The dense score is the line that every other point is read against.
         axis.axhline(scores[0], color=QUIET, linestyle=":", linewidth=1.2)
@@ -146,7 +142,7 @@ def _draw_method(
         linestyle="none",
         capsize=3,
         elinewidth=1.1,
-        label=f"{name}, full decode" if decode == "full" and method != "dense" else name,
+        label=f"{method}, full decode" if decode == "full" and method != "dense" else method,
     )
 
 

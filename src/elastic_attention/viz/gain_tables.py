@@ -14,7 +14,7 @@ def render_gains(record: Mapping[str, Any]) -> str:
     """A row a router, mask and place where both have the same MSR: what the router scores above, with 95% intervals."""
     columns = (
         Column(key="router", heading="Routers", format=format_text),
-        Column(key="mask", heading="One mask", format=lambda value: format_text(value).replace("_", " ")),
+        Column(key="mask", heading="One mask", format=format_text),
         Column(key="place", heading="Same MSR", format=format_text),
         Column(key="n", heading="n, sensitive", format=format_count),
         Column(key="msr_router", heading="MSR there, routers", format=format_ratio),

@@ -11,7 +11,7 @@ from .units import format_count, format_estimate, format_text, format_thousandth
 def render_policies(record: Mapping[str, Any]) -> str:
     """A row a way to decide: routes that are the exact way's, and the score of the known answer, with 95% intervals."""
     columns = (
-        Column(key="way", heading="Decided", format=lambda value: format_text(value).replace("_", " ")),
+        Column(key="way", heading="Decided", format=format_text),
         Column(key="n", heading="n", format=format_count),
         Column(key="msr", heading="MSR", format=format_thousandths),
         Column(key="agreement", heading="Same routes", format=format_text),

@@ -19,7 +19,6 @@ from .units import (
     format_text,
     format_thousandths,
     format_verdict,
-    format_words,
     list_rows,
     to_number,
 )
@@ -74,7 +73,7 @@ def render_quality(record: Record) -> str:
         Column(key="kind", heading="Kind", format=format_text),
         Column(key="category", heading="Category", format=_format_text_or_blank),
         Column(key="n", heading="n", format=_format_count_or_blank),
-        *(Column(key=name, heading=name.replace("_", " ").capitalize(), format=format_thousandths) for name in asked),
+        *(Column(key=name, heading=name, format=format_thousandths) for name in asked),
         Column(key="msr", heading="MSR routed", format=format_ratio),
     )
     mastered = [row for row in rows if (to_number(row["dense"]) or 0.0) >= MASTERED_SCORE]
@@ -89,7 +88,7 @@ def render_quality(record: Record) -> str:
 def render_frontier(record: Record) -> str:
     """Every measured point of the frontier with its 95% intervals."""
     columns = (
-        Column(key="method", heading="Method", format=format_words),
+        Column(key="method", heading="Method", format=format_text),
         Column(key="decode", heading="Decode", format=format_text),
         Column(key="target", heading="Target", format=format_ratio),
         Column(key="n", heading="n", format=format_count),
@@ -104,7 +103,7 @@ def render_frontier(record: Record) -> str:
 def render_quality_speed(record: Record) -> str:
     """A row a method: what it keeps of the dense score, and the speed-ups that its MSR gives a large model."""
     columns = (
-        Column(key="label", heading="Method", format=format_words),
+        Column(key="label", heading="Method", format=format_text),
         Column(key="n", heading="n", format=format_count),
         Column(key="msr", heading="MSR", format=format_ratio),
         Column(key="esr_prefill", heading="ESR prefill", format=format_ratio),

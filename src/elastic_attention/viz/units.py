@@ -104,11 +104,6 @@ def format_text(value: object) -> str:
     return str(value)
 
 
-def format_words(value: object) -> str:
-    """A name as words: `all sparse` for `all_sparse`."""
-    return format_text(value).replace("_", " ")
-
-
 def format_commit(value: object) -> str:
     """A commit in nine digits, with `-dirty` where the sources differed from it."""
     if not isinstance(value, str):

@@ -1,11 +1,7 @@
 """Compile prefill, blended attention and their gradients for sm_90, without a GPU; prints a JSON line per kernel."""
 
-import json
-
 import torch
-from compile_lists import Hopper, measure
-from triton.runtime import driver
-from triton.runtime.jit import JITFunction
+from hopper_compiler import compile_only
 
 from elastic_attention import StreamingConfig
 from elastic_attention.kernels.block_lists import BlockLists
@@ -13,12 +9,6 @@ from elastic_attention.kernels.spans import Spans
 from elastic_attention.kernels.triton import backward, blended, block_gradients, mixing, prefill, shapes
 
 CASE = ""
-launch = JITFunction.run
-
-
-def compile_only(self, *args, grid, warmup, **kwargs):
-    kernel = launch(self, *args, grid=grid, warmup=True, **kwargs)
-    print(json.dumps({"case": CASE, "name": self.fn.__name__, **measure(kernel)}), flush=True)
 
 
 def go(width, *, dtype=torch.bfloat16, block=128, group=4, layout="whole", with_lists=False, with_rows=False):
@@ -61,8 +51,7 @@ def go(width, *, dtype=torch.bfloat16, block=128, group=4, layout="whole", with_
 
 
 if __name__ == "__main__":
-    driver.set_active(Hopper())
-    JITFunction.run = compile_only
+    compile_only(lambda: CASE)
     shapes.has_descriptors, shapes._find_capability = lambda device: True, lambda device: 9
     go(64, group=3)
     go(64, block=64, layout="padded")

@@ -1,11 +1,7 @@
 """Compile decode and paging for sm_90, without a GPU; prints a JSON line per kernel."""
 
-import json
-
 import torch
-from compile_lists import Hopper, measure
-from triton.runtime import driver
-from triton.runtime.jit import JITFunction
+from hopper_compiler import compile_only
 
 from elastic_attention import StreamingConfig
 from elastic_attention.kernels.triton import decode as kernels
@@ -13,12 +9,6 @@ from elastic_attention.kernels.triton.decode import DecodeWorkspace, choose_deco
 from elastic_attention.kernels.triton.paging import append_token, compact_rows
 
 CASE = ""
-launch = JITFunction.run
-
-
-def compile_only(self, *args, grid, warmup, **kwargs):
-    kernel = launch(self, *args, grid=grid, warmup=True, **kwargs)
-    print(json.dumps({"case": CASE, "name": self.fn.__name__, **measure(kernel)}), flush=True)
 
 
 def go(width, group, dtype, *, has_engine=False, page_size=128):
@@ -41,8 +31,7 @@ def go(width, group, dtype, *, has_engine=False, page_size=128):
 
 
 if __name__ == "__main__":
-    driver.set_active(Hopper())
-    JITFunction.run = compile_only
+    compile_only(lambda: CASE)
     for width, group in ((64, 1), (80, 7), (128, 4), (128, 1), (128, 16), (256, 2), (256, 8)):
         for has_engine in (False, True):
             go(width, group, torch.bfloat16, has_engine=has_engine)

@@ -1,59 +1,14 @@
 """Compile what `build_block_lists` launches for sm_90, without a GPU; prints a JSON line per kernel."""
 
-import json
-import re
-import subprocess
-import tempfile
-from pathlib import Path
-
 import torch
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.runtime import driver
-from triton.runtime.jit import JITFunction
+from hopper_compiler import compile_only
 
 from elastic_attention.config import XAttentionConfig
 from elastic_attention.kernels.modes import LISTS
 from elastic_attention.kernels.spans import Spans
 from elastic_attention.kernels.triton.xattention import build_block_lists, choose_tile
 
-
-class Hopper:
-    """A driver that has a target and nothing to run it on."""
-
-    def get_current_target(self):
-        return GPUTarget("cuda", 90, 32)
-
-    def get_current_device(self):
-        return 0
-
-    def get_current_stream(self, device=None):
-        return 0
-
-
-def measure(kernel):
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(kernel.asm["cubin"])
-        file.flush()
-        text = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
-    numbers = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", text))
-    return dict(
-        registers=int(numbers["REG"]),
-        stack=int(numbers["STACK"]),
-        local=int(numbers["LOCAL"]),
-        shared=kernel.metadata.shared,
-        wgmma=kernel.asm["ptx"].count("wgmma.mma_async"),
-    )
-
-
 CASE = ""
-launch = JITFunction.run
-
-
-def compile_only(self, *args, grid, warmup, **kwargs):
-    kernel = launch(self, *args, grid=grid, warmup=True, **kwargs)
-    print(json.dumps(dict(case=CASE, name=self.fn.__name__, **measure(kernel))), flush=True)
 
 
 def go(case, *, tokens=4096, keys=None, width=128, dtype=torch.bfloat16, has_descriptors=False, **options):
@@ -66,8 +21,7 @@ def go(case, *, tokens=4096, keys=None, width=128, dtype=torch.bfloat16, has_des
 
 
 if __name__ == "__main__":
-    driver.set_active(Hopper())
-    JITFunction.run = compile_only
+    compile_only(lambda: CASE)
     number = torch.zeros(1, dtype=torch.int32)
     spans = Spans(
         query_start=number,

@@ -1,6 +1,11 @@
 """Triton's kernels on the GPU if there is one, else in Triton's interpreter on tiny shapes."""
 
+import json
+import os
+import subprocess
+import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +22,20 @@ def device():
 def half_dtypes(device):
     """Types narrower than float32 that run here: the interpreter cannot multiply matrices of bfloat16."""
     return (torch.float16,) if device.type == "cpu" else (torch.float16, torch.bfloat16)
+
+
+@pytest.fixture(scope="session")
+def compile_for_hopper():
+    """What the kernels of a script become on sm_90; compiled in a process of its own, where the interpreter is off."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+
+    def run(name):
+        command = [sys.executable, Path(__file__).with_name(name)]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    return run
 
 
 @pytest.fixture

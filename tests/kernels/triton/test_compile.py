@@ -1,21 +1,10 @@
 """What the shipped kernels become on an H100 or H200: no spills, tensor cores, and they fit the shared memory."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 SHARED_MEMORY = 227 * 1024
 
 
-def test_shipped_kernels_compile_for_hopper_without_spills():
-    """Compiled in a process of its own, where the interpreter is off."""
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    script = Path(__file__).with_name("compile_attention.py")
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = [json.loads(line) for line in done.stdout.splitlines()]
+def test_shipped_kernels_compile_for_hopper_without_spills(compile_for_hopper):
+    found = compile_for_hopper("compile_attention.py")
     gradients = "_weigh", "sweep_queries", "sweep_keys", "sweep_block_queries", "sweep_block_keys"
     assert {kernel["name"] for kernel in found} == {"_prefill", "_blend", "_mix", *gradients}
     for kernel in found:

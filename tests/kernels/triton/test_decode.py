@@ -1,11 +1,5 @@
 """Decode over pages against float64, and the page kernels against their plain twins."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -268,13 +262,9 @@ def test_one_graph_serves_every_length_and_route():
         assert torch.equal(out, decode_paged(pages.q, *pages.state, 0.1, workspace=workspace))
 
 
-def test_fits_the_registers_of_sm_90():
-    """Compiled in a process of its own, where the interpreter is off: nothing is spilled."""
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    script = Path(__file__).with_name("compile_decode.py")
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment, timeout=300)
-    assert done.returncode == 0, done.stderr
-    found = [json.loads(line) for line in done.stdout.splitlines()]
+def test_fits_the_registers_of_sm_90(compile_for_hopper):
+    """Nothing is spilled."""
+    found = compile_for_hopper("compile_decode.py")
     assert {kernel["name"] for kernel in found} == {"_decode", "_append", "_compact"}
     for kernel in found:
         assert kernel["stack"] == kernel["local"] == 0, kernel

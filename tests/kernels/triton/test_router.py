@@ -1,11 +1,5 @@
 """The fused router against the module it replaces: logits as exact as float32 allows, the same decisions."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -158,13 +152,9 @@ def test_shapes_that_do_not_fit_are_named(device, fault):
         route_fused(keys, counts, weights)
 
 
-def test_fits_the_registers_of_sm_90():
-    """Compiled in a process of its own, where the interpreter is off: nothing is spilled."""
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    script = Path(__file__).with_name("compile_router.py")
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment, timeout=300)
-    assert done.returncode == 0, done.stderr
-    found = [json.loads(line) for line in done.stdout.splitlines()]
+def test_fits_the_registers_of_sm_90(compile_for_hopper):
+    """Nothing is spilled."""
+    found = compile_for_hopper("compile_router.py")
     assert len(found) == 6
     for kernel in found:
         assert kernel["stack"] == kernel["local"] == 0, kernel

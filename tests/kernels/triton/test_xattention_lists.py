@@ -1,11 +1,5 @@
 """Block lists from the GPU kernels against the same lists in float64, for every layout of a batch."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -167,13 +161,9 @@ def test_no_queries(device):
     assert lists.counts.numel() == 0
 
 
-def test_hopper_code_spills_nothing():
-    """Cross-compiled for sm_90: tensor cores in use, no stack, and the shared memory of one multiprocessor."""
-    script = Path(__file__).with_name("compile_lists.py")
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300, env=environment)
-    assert done.returncode == 0, done.stderr[-2000:]
-    kernels = [json.loads(line) for line in done.stdout.splitlines()]
+def test_hopper_code_spills_nothing(compile_for_hopper):
+    """Tensor cores in use, no stack, and the shared memory of one multiprocessor."""
+    kernels = compile_for_hopper("compile_lists.py")
     assert {kernel["name"] for kernel in kernels} == {"score_strides", "select_blocks"} and len(kernels) >= 10
     for kernel in kernels:
         assert kernel["stack"] == 0 and kernel["local"] == 0, kernel

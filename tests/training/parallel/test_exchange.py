@@ -3,9 +3,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from rank_jobs import exchange_heads, make_heads
+from tiny_runs import make_recipe, parts
 
 from elastic_attention import RecipeError
+from elastic_attention.models.handle import find_handle
 from elastic_attention.training.parallel.config import ParallelConfig
+from elastic_attention.training.parallel.engine import ParallelEngine
 from elastic_attention.training.parallel.heads import deal_heads
 from elastic_attention.training.parallel.ranks import Ranks, join_ranks
 from elastic_attention.training.parallel.ulysses import check_heads, cut_evenly
@@ -71,6 +74,13 @@ def test_sizes_that_fit(q, kv, size):
 def test_a_size_that_does_not_fit_is_refused_with_the_choices():
     with pytest.raises(RecipeError, match=r"sequence=4 .* 2 KV heads and 14 query heads; use one of \[1, 2, 14\]"):
         check_heads(14, 2, 4)
+
+
+def test_a_model_that_cannot_be_shared_is_given_back(tmp_path):
+    model = parts()["model"]
+    with pytest.raises(RecipeError, match="sequence=5"):
+        ParallelEngine(make_recipe(tmp_path), model, Ranks(world_size=5, sequence_size=5))
+    assert find_handle(model) is None and all(parameter.requires_grad for parameter in model.parameters())
 
 
 def test_alone_there_is_nobody_to_wait_for():

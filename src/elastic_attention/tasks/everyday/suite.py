@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from inspect import cleandoc
 from pathlib import Path
@@ -21,7 +20,7 @@ from elastic_attention.tasks.passages import split_sentences
 from elastic_attention.tasks.ruler.draft import Draft, find_size
 from elastic_attention.tasks.ruler.scoring import match_part
 from elastic_attention.tasks.sample import Tokenizer
-from elastic_attention.tasks.suite import Answer, Skipped, SuiteSample, make_or_skip, render_prompt
+from elastic_attention.tasks.suite import Answer, SuiteSample, render_prompt
 
 CHAT = "_chat"
 SEPARATORS = {"lines": "\n", "prose": " ", "document": "\n"}
@@ -36,6 +35,8 @@ DOCSTRING = re.compile(r'"""(.*?)"""', re.DOTALL)
 class EverydaySuite(CorporaSuite):
     """Everyday facts; see `Suite` for what its methods promise.
 
+    A sample is as long as its length allows: one more unit of haystack would not fit. Wordings take turns.
+
     Args:
         data: folder of `tasks.corpora` for prose and documents; None takes the small texts in the package.
     """
@@ -47,12 +48,6 @@ class EverydaySuite(CorporaSuite):
 
     def __init__(self, name: str, *, data: Path | None = None) -> None:
         super().__init__(name, data=data)
-
-    def build(
-        self, task: str, indexes: Sequence[int], *, length: int, seed: int, tokenizer: Tokenizer
-    ) -> Iterator[SuiteSample | Skipped]:
-        """Samples as long as `length` allows: one more unit of haystack would not fit. Wordings take turns."""
-        return make_or_skip(self._build_sample, task, indexes, length=length, seed=seed, tokenizer=tokenizer)
 
     def score(self, answer: Answer, sample: SuiteSample) -> float:
         """1 if the fact's answer stands in what the model said."""

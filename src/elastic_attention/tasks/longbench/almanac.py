@@ -6,7 +6,7 @@ Python's own library. Its scores compare with each other and with no published o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from elastic_attention.tasks.corpora import load_corpora
@@ -19,7 +19,7 @@ from elastic_attention.tasks.longbench import almanac_tasks as own
 from elastic_attention.tasks.longbench.metrics import METRICS
 from elastic_attention.tasks.registry import MIN_TOKENS, make_sample
 from elastic_attention.tasks.sample import Sample, Tokenizer
-from elastic_attention.tasks.suite import Answer, Skipped, SuiteSample, make_or_skip, render_prompt
+from elastic_attention.tasks.suite import Answer, SuiteSample, render_prompt
 from elastic_attention.tasks.summaries import make_module_lines, make_overviews
 from elastic_attention.tasks.vocabulary import CLASSES
 
@@ -59,7 +59,7 @@ TASKS: dict[str, AlmanacTask] = {
 
 
 class AlmanacSuite(CorporaSuite):
-    """The almanac.
+    """The almanac; prompt and answer of a sample fill its length.
 
     Args:
         data: folder of `tasks.corpora`; None takes the small texts in the package.
@@ -75,12 +75,6 @@ class AlmanacSuite(CorporaSuite):
     def find_least_length(self, task: str) -> int:
         """That of `generate`, beside the longest answer."""
         return MIN_TOKENS + TASKS[task].max_new_tokens
-
-    def build(
-        self, task: str, indexes: Sequence[int], *, length: int, seed: int, tokenizer: Tokenizer
-    ) -> Iterator[SuiteSample | Skipped]:
-        """Samples that fill `length` tokens with prompt and answer."""
-        return make_or_skip(self._build_sample, task, indexes, length=length, seed=seed, tokenizer=tokenizer)
 
     def score(self, answer: Answer, sample: SuiteSample) -> float:
         """LongBench's metric of the task."""

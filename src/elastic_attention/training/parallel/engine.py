@@ -36,11 +36,15 @@ class ParallelEngine(Engine):
         self.ranks = ranks
         self.rank, self.world_size, self.is_main = ranks.data_rank, ranks.data_size, ranks.is_first
         self.sharers, self._next_step = ranks.sequence_size, -1
-        if self.sharers > 1:
-            self._check_sequence()
-        ranks.copy_from_first([*self.source.parameters_to_train(), *self.constraint.parameters()])
-        if ranks.world_size > 1:
-            shard_layers(model, self.device.type, recipe.parallel.weights)
+        try:
+            if self.sharers > 1:
+                self._check_sequence()
+            ranks.copy_from_first([*self.source.parameters_to_train(), *self.constraint.parameters()])
+            if ranks.world_size > 1:
+                shard_layers(model, self.device.type, recipe.parallel.weights)
+        except BaseException:  # nobody else can close what was never there
+            self.close()
+            raise
 
     def accumulate(self, batch: PackedBatch) -> None:
         """Add the gradient of a pack, the same for all processes that share it."""

@@ -80,6 +80,7 @@ class Lab(TimedWork):
     _answers: dict[Path, list[Line]] = field(default_factory=dict)
     _ranking: Any = None
     _misses: int = 0
+    _told: set[tuple[str, str, int]] = field(default_factory=set)
 
     @property
     def seconds(self) -> float:
@@ -106,6 +107,12 @@ class Lab(TimedWork):
             bytes=None,
         )
         return {key: record[key] for key in ("device", "model", "package", "versions")}
+
+    def tell(self, claim: str, entry: str, seeds: int) -> None:
+        """Say once that so many seeds of an entry are answered, however often a waiting process asks for them."""
+        if (claim, entry, seeds) not in self._told:
+            self._told.add((claim, entry, seeds))
+            print(f"{claim}: {entry}, {seeds} of its seeds, {self.seconds:.0f} s", flush=True)
 
     def list_lengths(self, suite: str) -> tuple[int, ...]:
         """Lengths at which a suite is asked: those of the scale that the model can read."""

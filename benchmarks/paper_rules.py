@@ -150,7 +150,7 @@ def judge_quality_esr(found: Found) -> list[Check]:
             at_least=ABOVE,
         )
         for target in TARGETS
-        if f"routed_{target}" in found.answers
+        if {f"routed_{target}", f"static_{target}"} <= found.answers.keys()
     ]
 
 

@@ -100,7 +100,7 @@ def study(lab: Lab, name: str, path: Path | None) -> str:
 
     for answers in lab.gather(claim):
         entry = list(answers)[-1]
-        print(f"{name}: {entry}, {len(answers[entry])} of its seeds, {lab.seconds:.0f} s", flush=True)
+        lab.tell(name, entry, len(answers[entry]))
     with hold(lab.output / "judged" / name):
         if path is not None and path.exists() and path.stat().st_mtime > lab.began:
             return str(read_record(path)["metrics"]["verdict"])  # another process was quicker

@@ -157,6 +157,8 @@ def test_a_claim_without_some_entries_says_so():
     assert claim.rule.endswith("; without infllm_v2, moba")
     judged = paper_study.judge(claim, {"dense": DENSE, "fa_ssa": DENSE, "xattention": WORSE, "triangle_mix": DENSE}, {})
     assert [check["holds"] for check in judged["checks"]] == [True, False] and judged["verdict"] == "partly"
+    half = paper_study.judge(CLAIMS["quality_esr"], {"dense": DENSE, "routed_0.9": DENSE, "static_0.5": DENSE}, {})
+    assert half["checks"] == [] and half["verdict"] == "open"
 
 
 def test_maps_and_tasks():

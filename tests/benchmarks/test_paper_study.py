@@ -131,7 +131,7 @@ def test_masks_are_trained_once_and_cut(tiny, tmp_path):
     assert lab.find_folder(Training(), lab.build_recipe(Training(), 0)) != folder
 
 
-def test_processes_leave_each_other_their_work(tiny, tmp_path, monkeypatch):
+def test_processes_leave_each_other_their_work(tiny, tmp_path, monkeypatch, capsys):
     asked, seen = paper_lab.Lab._run, []
 
     def run(lab, entry, *arguments):
@@ -152,6 +152,10 @@ def test_processes_leave_each_other_their_work(tiny, tmp_path, monkeypatch):
     assert "xa_ssa" in paper_study.study_all(lab, ["xa_ssa"], tmp_path)
     assert seen == ["dense", "other"]
     assert len(list((tmp_path / "paper" / "trained").glob("*/result.json"))) == 2
+    # Who waits asks again and again, and says once what is there.
+    capsys.readouterr()
+    paper_study.study(lab, "xa_ssa", None)
+    assert "of its seeds" not in capsys.readouterr().out
 
 
 def test_a_full_gpu_is_tried_again(tiny, tmp_path, monkeypatch, capsys):

@@ -44,7 +44,7 @@ class TriangleConfig:
         num_last_queries: queries at the end of the prompt that read every key before them.
 
     Raises:
-        ValueError: a size is not positive or no multiple of `block_size`.
+        ValueError: a size is not positive or no multiple of `block_size`, or there are no last queries.
     """
 
     num_sink_tokens: int = 128
@@ -71,13 +71,14 @@ class XAttentionConfig:
     """XAttention (XA): per query block the fewest key blocks whose share of the score mass reaches a threshold.
 
     Attributes:
-        block_size: tokens of a query block and of a key block.
-        stride: tokens of an antidiagonal; scores are sums over one query and one key of every offset in a stride.
+        block_size: tokens of a query block and of a key block, a power of two up to 128.
+        stride: tokens of an antidiagonal, a power of two up to 16; scores are sums over one query and one key of every
+            offset in a stride.
         threshold: share of the mass that is kept, in (0, 1].
         density: instead of the threshold, this share of the causal blocks in every row, in (0, 1]. For benchmarks.
 
     Raises:
-        ValueError: the block is no multiple of the stride, or a share lies outside of (0, 1].
+        ValueError: no power of two in its range, a block smaller than the stride, or a share outside of (0, 1].
     """
 
     block_size: int = 128
@@ -126,7 +127,7 @@ class RouterConfig:
         router_hidden, router_width: router MLP, task_width -> router_hidden -> router_width -> 2.
         pooled_tokens: n; keys (layer routers: queries) of the first n and last n prompt tokens are averaged.
         count_overlap_twice: prompts shorter than 2n count their overlap twice, as the released code does.
-        init_std: standard deviation of freshly initialised weights.
+        init_std: standard deviation of freshly initialised weights. ValueError: a size is less than 1.
     """
 
     head_dim: int
@@ -186,7 +187,7 @@ class ElasticConfig:
         full_pattern: what a full head reads; "full" is all keys. XAttention needs a streaming sparse pattern.
         granularity: "head": one decision per KV head, from its keys; "layer": one per layer, from its queries.
         training: facts about the training run, free form.
-        format_version: version of the adapter format.
+        format_version: version of the adapter format. ValueError: values that are unknown or do not go together.
     """
 
     base_model: BaseModel

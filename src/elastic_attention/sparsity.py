@@ -32,7 +32,15 @@ def count_read_pairs(pattern: Pattern, start: int, stop: int, *, num_heads: int,
 
 
 def effective_sparsity_ratio(read_pairs: Sequence[int] | int, causal_pairs: Sequence[int] | int) -> float | None:
-    """ESR: 1 - pairs read / causal pairs, over all heads and layers; None where there are no pairs."""
+    """ESR: 1 - pairs read / causal pairs, over all heads and layers.
+
+    Args:
+        read_pairs: query-key pairs that were read; several numbers, such as one a layer, are added.
+        causal_pairs: those that dense causal attention reads, in the same way.
+
+    Returns:
+        A ratio in [0, 1]; None where there are no causal pairs.
+    """
     read = read_pairs if isinstance(read_pairs, int) else sum(read_pairs)
     causal = causal_pairs if isinstance(causal_pairs, int) else sum(causal_pairs)
     return None if causal == 0 else 1.0 - read / causal

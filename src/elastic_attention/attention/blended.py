@@ -35,17 +35,19 @@ def blended_attention(
     backend: str = "auto",
     fast_gradients: bool = False,
 ) -> Tensor:
-    """Both paths of every head, mixed: O = r * O_sparse + (1 - r) * O_full. For training routes.
+    """Both paths of every head, mixed: O = r * O_sparse + (1 - r) * O_full (Elastic Attention, section 3.2).
+
+    For training routes; inference takes `hybrid_attention`.
 
     Args:
-        q: (B, H, T, D); k, v: (B, G, S, D), as in `hybrid_attention`.
+        q: (B, H, T, D); k, v: (B, G, S, D), dtypes and strides as in `hybrid_attention`.
         route: (B, G) float in [0, 1], 1 = sparse. Its gradient is <O_sparse - O_full, dL/dO>.
         pattern, full_pattern, left_padding, prompt_lengths, spans, scale, backend: as in `hybrid_attention`.
         fast_gradients: those of full heads may come from cuDNN where that is faster (streaming patterns on Hopper
             GPUs): equal calls then differ in the last bits.
 
     Returns:
-        (B, H, T, D), differentiable in q, k, v and route.
+        (B, H, T, D) of q's dtype, differentiable in q, k, v and route.
 
     Raises:
         ValueError, TypeError, BackendUnavailable: as in `hybrid_attention`.

@@ -19,12 +19,12 @@ def decode_attention(q: Tensor, cache_layer: DecodingCache, *, scale: float | No
     """Attention of one new token a sequence over the ragged cache that already holds it.
 
     Args:
-        q: (B, H, 1, D).
+        q: (B, H, 1, D), of the cache's dtype.
         cache_layer: the layer's cache; every stored token of a row is read.
         scale: factor of the scores, above 0; default D ** -0.5.
 
     Returns:
-        (B, H, 1, D).
+        (B, H, 1, D), of q's dtype.
 
     Raises:
         ValueError: q holds several tokens a sequence or is not contiguous in its last dimension; the scale is not

@@ -32,7 +32,7 @@ def hybrid_attention(
     return_lse: bool = False,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Attention in which each KV head of each sequence reads everything or only a sparse part.
+    """Attention in which each KV head of each sequence reads everything or a sparse part (Elastic Attention, 3.2).
 
     Args:
         q: (B, H, T, D) float32, float16 or bfloat16, any strides with a contiguous last dimension (as k and v); the

@@ -128,7 +128,7 @@ class Shard:
 
     @classmethod
     def parse(cls, text: str) -> Shard:
-        """ "0/4" -> the first of four."""
+        """ "0/4" -> the first of four. Raises ElasticAttentionError for other words and parts that there are not."""
         index, slash, count = text.partition("/")
         if not (slash and index.isdecimal() and count.isdecimal()):
             raise ElasticAttentionError(f"--shard {text!r} must look like 0/4, the first of four.")

@@ -37,7 +37,8 @@ def attach(
         prefill_policy: when a chunked prefill decides: "deferred" (dense until the prompt ends), "first_chunk" (from
             the first `first_chunk_tokens` tokens), "probe" (from a pass over the first and last tokens beforehand).
         first_chunk_tokens: N of "first_chunk".
-        backend: "auto" or one of "hopper", "triton", "cpu" and "reference".
+        backend: "auto" or one of "hopper", "triton", "cpu" and "reference"; whether it can run here shows at the first
+            forward, which raises BackendUnavailable where it cannot.
         revision: of a hub repository.
         reroute_on_append: later prompts of a sequence may turn full heads into streaming ones.
 
@@ -47,8 +48,9 @@ def attach(
     Raises:
         UnsupportedModel: the model cannot be routed; names what is missing.
         AlreadyAttached: it carries routers already.
-        AdapterError, RouterMismatch: the adapter is damaged or belongs to another model.
-        ValueError: an unknown option.
+        AdapterError, RouterMismatch: the adapter is missing, damaged or of another model, or none ships for this one.
+        BackendUnavailable: there is no backend of this name.
+        ValueError: an unknown `decode` or `prefill_policy`, or a `first_chunk_tokens` below 1.
     """
     for name, value, known in (("decode", decode, ("sparse", "full")), ("prefill_policy", prefill_policy, POLICIES)):
         if value not in known:

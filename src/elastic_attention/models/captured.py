@@ -31,6 +31,9 @@ class SamplingConfig:
         temperature: divides the logits, > 0.
         top_k: only the k likeliest tokens; None = all.
         top_p: only the likeliest tokens that hold this share of the probability, (0, 1]; None = all.
+
+    Raises:
+        ValueError: a value outside of its range; the message names it.
     """
 
     do_sample: bool = False
@@ -175,7 +178,7 @@ def generate_captured(
     Args:
         handle: of an attached model on a GPU.
         input_ids: (B, T) int64, left-padded where rows differ in length.
-        attention_mask: (B, T), 1 = real; None = all real.
+        attention_mask: (B, T) bool or integers, 1 = real; None = all real.
         max_new_tokens: at most this many new tokens a row, at least 1.
         sampling: how tokens are chosen; greedy by default.
         eos_token_ids: tokens that end a row.

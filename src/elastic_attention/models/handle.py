@@ -107,7 +107,7 @@ class Handle:
 
     @property
     def budget(self) -> float:
-        """Added to every sparse logit; larger = sparser. 0 is what training found."""
+        """Added to every sparse logit; larger = sparser. 0 is what training found. ValueError: no finite number."""
         return self._budget
 
     @budget.setter
@@ -193,9 +193,9 @@ class Handle:
         """Facts about the last generate, or the last forward outside of one.
 
         Returns:
-            One list entry per row the model saw: prompt_tokens; routed; msr, esr_prefill, esr_decode (ratios, None
-            without such rows); kv_bytes, kv_bytes_dense, kv_bytes_allocated (cache now, bytes); kv_bytes_read (bytes
-            that generated rows read). And routes, a bool tensor (B, L, G), True = sparse.
+            One list entry per row the model saw: prompt_tokens; routed; msr, esr_prefill, esr_decode (ratios in [0, 1],
+            None without such rows); kv_bytes, kv_bytes_dense, kv_bytes_allocated (cache now, bytes); kv_bytes_read
+            (bytes that generated rows read). And routes, a bool tensor (B, L, G), True = sparse.
         """
         return self._report.summarize()
 
@@ -216,7 +216,11 @@ class Handle:
     # Saving ----------------------------------------------------------------------------------------------------
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write what `attach` reads: routers and their configuration, or the static mask; complete files or none."""
+        """Write what `attach` reads: routers and their configuration, or the static mask; complete files or none.
+
+        Raises:
+            AdapterError: `folder` is a file.
+        """
         if self._static is None:
             checkpoint.save_adapter(folder, self.config, self.routers)
         else:

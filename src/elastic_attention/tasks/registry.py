@@ -116,7 +116,7 @@ def make_sample(
     tokenizer: Tokenizer,
     split: str,
 ) -> Sample:
-    """`generate` for any function that makes samples, under any names of kind and category."""
+    """`generate` for any function that makes samples, under any names of kind and category; raises as it does."""
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is unknown; choose one of {', '.join(SPLITS)}.")
     if target_tokens < MIN_TOKENS:

@@ -58,8 +58,12 @@ def to_row(sample: Sample) -> dict[str, Any]:
 # `generate` checks the length of what the caller then renders, so each prompt is tokenised once.
 @lru_cache(maxsize=16)
 def encode_prompt(sample: Sample, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """The prompt's token ids."""
-    return tuple(encode(prompt_text(sample, tokenizer), tokenizer))
+    """The prompt's token ids; plain text stands behind what the tokenizer puts in front of it, as in training.
+
+    A tokenizer whose `chat_template` is None has plain text alone.
+    """
+    is_plain = not sample.is_chat or getattr(tokenizer, "chat_template", "") is None
+    return tuple(tokenizer(prompt_text(sample, tokenizer), add_special_tokens=is_plain)["input_ids"])
 
 
 def prompt_text(sample: Sample, tokenizer: Tokenizer) -> str:

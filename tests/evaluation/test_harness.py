@@ -5,6 +5,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 
 from byte_tokenizer import make_byte_tokenizer
 from elastic_attention import DataError, attach
@@ -74,3 +75,29 @@ def test_scores_of_the_harness_are_ours(tokenizer, tmp_path, has_chat, monkeypat
         theirs = sorted(found["samples"][name], key=lambda entry: entry["doc_id"])
         assert [entry["resps"][0][0] for entry in theirs] == [line.answer for line in lines]
         assert [entry["score"] for entry in theirs] == [line.score for line in lines]
+
+
+@pytest.mark.skipif(find_spec("lm_eval") is None, reason="lm-evaluation-harness is not installed")
+@pytest.mark.parametrize("shots", [0, 1])
+@pytest.mark.parametrize("has_chat", [True, False])
+def test_plain_prompts_and_chats_begin_as_ours(tmp_path, shots, has_chat):
+    """A tokenizer may put a mark in front of plain text, and its chat template may write none or another."""
+    tokenizer = make_byte_tokenizer()
+    tokenizer.add_special_tokens({"bos_token": "<begin>", "eos_token": "<end>"})
+    begin = tokenizer.bos_token_id
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<begin> $A", special_tokens=[("<begin>", begin)]
+    )
+    if not has_chat:
+        tokenizer.chat_template = None
+    for name in ("test.jsonl", "train.jsonl"):
+        (tmp_path / name).write_text(json.dumps({"question": "1 + 1?", "answer": "#### 2"}))
+    suite = open_suite("gsm8k", data=tmp_path, shots=shots, max_new_tokens=8)
+    plan = EvalPlan(tasks=("gsm8k",), lengths=(600,), samples=1, methods=PLAN.methods)
+    (sample,) = suite.build("gsm8k", [0], length=600, seed=1, tokenizer=tokenizer)
+    assert (sample.prompt_ids[0] == begin) == (shots > 0 or not has_chat)
+    folder = export_tasks(suite, plan, tokenizer, tmp_path / "tasks")
+    (name,) = list_task_names(suite, plan)
+    document = json.loads((folder / f"{name}.jsonl").read_text())
+    encoded, _ = wrap_model(make_model(vocab_size=300), tokenizer).tok_batch_encode([document["prompt"]])
+    assert encoded[0].tolist() == list(sample.prompt_ids)

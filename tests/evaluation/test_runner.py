@@ -89,6 +89,17 @@ def test_samples_made_by_other_processes_are_the_same(subject, whole, tmp_path):
     assert without_seconds(run(subject, tmp_path, workers=2)) == without_seconds(whole)
 
 
+def test_answers_of_nobody_are_refused(subject, tmp_path):
+    plan = dataclasses.replace(PLAN, samples=1, tasks=("plain",))
+    run(subject, tmp_path, plan=plan)
+    (tmp_path / "run.json").unlink()
+    with pytest.raises(ElasticAttentionError, match="holds answers, but no run.json"):
+        run(subject, tmp_path, plan=plan)
+    for path in tmp_path.glob("answers-*"):
+        path.write_text("")
+    assert run(subject, tmp_path, plan=plan)
+
+
 def test_a_folder_belongs_to_one_run(subject, tmp_path):
     plan = dataclasses.replace(PLAN, samples=2, tasks=("plain",))
     run(subject, tmp_path, plan=plan)

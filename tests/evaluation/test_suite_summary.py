@@ -69,3 +69,17 @@ def test_dense_is_itself_and_few_samples_have_no_interval():
     assert rows["dense", "targets"]["relative_low"] == 1, "by definition, and not from samples"
     wrong = [dataclasses.replace(line, score=0.0) for line in lines]
     assert summarize_run(plan, WordSuite(), wrong)["rows"][0]["relative_score"] is None
+
+
+@pytest.mark.parametrize(("each", "has_interval"), [(1, False), (2, True)])
+def test_lengths_of_single_samples_have_no_interval(each, has_interval):
+    """Resamples of one sample are that sample: the interval of any number of such lengths would be a point."""
+    lengths = tuple(range(80, 92))
+    lines = [
+        Line(method="dense", task="plain", length=length, index=index, score=float((length + index) % 2))
+        for length in lengths
+        for index in range(each)
+    ]
+    plan = dataclasses.replace(PLAN, lengths=lengths, methods=METHODS[:1])
+    (row,) = summarize_run(plan, WordSuite(), lines)["rows"]
+    assert row["score"] == 0.5 and (row["score_low"] is not None) == has_interval

@@ -1,9 +1,12 @@
 """`Handle.report` against pairs counted from masks and bytes counted by hand."""
 
+import dataclasses
+
 import pytest
 import torch
 from transformers import DynamicCache
 
+from elastic_attention import TriangleConfig
 from oracles import visible_mask
 from tiny_models import LAYERS, NEEDED, attach_tiny, elastic_config, left_padded, make_model, random_routes, text
 
@@ -84,6 +87,26 @@ def test_a_forward_outside_of_generate_starts_new_books(model, handle):
     with handle.disabled():
         model(text(150), use_cache=False)
     assert handle.report()["prompt_tokens"] == [70, 70]
+
+
+@pytest.mark.parametrize("decode", ["sparse", "full"])
+def test_the_last_rows_of_a_triangle_count_as_dense(decode):
+    sizes = dict(num_sink_tokens=16, local_window=32, block_size=16)
+    model, last = make_model(), 20
+    pattern = TriangleConfig(**sizes, num_last_queries=last)
+    config = dataclasses.replace(elastic_config(model), sparse_pattern=pattern)
+    handle = attach_tiny(model, config=config, decode=decode)
+    handle.set_routes("sparse")
+    lengths = [150, 70]
+    ids, mask, _ = left_padded([text(150)[:, :n] for n in lengths])
+    model.generate(ids, attention_mask=mask, max_new_tokens=NEW, do_sample=False)
+    for n, esr, esr_decode in zip(lengths, *map(handle.report().get, ("esr_prefill", "esr_decode")), strict=True):
+        total = n + NEW - 1
+        shown = visible_mask(pattern.streaming, total)
+        shown[n - last : n] = torch.ones(total, total).tril().bool()[n - last : n]
+        assert esr == pytest.approx(1 - int(shown[:n].sum()) / (n * (n + 1) // 2))
+        causal = sum(range(n + 1, total + 1))
+        assert esr_decode == pytest.approx(0 if decode == "full" else 1 - int(shown[n:].sum()) / causal)
 
 
 def test_before_anything_ran(handle):

@@ -8,7 +8,6 @@ class FakeTokenizer:
     """Every word (with the space before it), sign and digit is a token; ids are checksums of the text."""
 
     def __call__(self, text, *, add_special_tokens):
-        assert add_special_tokens is False
         if isinstance(text, list):
             return {"input_ids": [self.encode(part) for part in text]}
         return {"input_ids": self.encode(text)}

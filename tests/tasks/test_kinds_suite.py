@@ -27,6 +27,38 @@ def test_models_without_a_chat_template_read_plain_prompts(task):
     assert "<user>" not in sample.prompt and len(sample.prompt_ids) <= 1024 and sample.target_ids
 
 
+class MarkingTokenizer(FakeTokenizer):
+    """Puts token 0 before plain text."""
+
+    chat_template = "yes"
+
+    def __call__(self, text, *, add_special_tokens):
+        ids = super().__call__(text, add_special_tokens=add_special_tokens)["input_ids"]
+        return {"input_ids": [0, *ids] if add_special_tokens else ids}
+
+
+class PlainMarkingTokenizer(MarkingTokenizer, PlainTokenizer):
+    """The same for a base model."""
+
+    chat_template = None
+
+
+@pytest.mark.parametrize(
+    ("task", "tokenizer", "is_marked"),
+    [
+        ("classes", MarkingTokenizer, True),
+        ("subject", MarkingTokenizer, False),
+        ("classes", PlainMarkingTokenizer, True),
+        ("subject", PlainMarkingTokenizer, True),
+    ],
+)
+def test_plain_prompts_begin_as_in_training(task, tokenizer, is_marked):
+    """A chat template writes the mark of the beginning itself; without one, many models say nothing sensible."""
+    (sample,) = open_suite("mixture").build(task, [0], length=1024, seed=1, tokenizer=tokenizer())
+    assert (sample.prompt_ids[0] == 0) == is_marked and 0 not in (*sample.prompt_ids[1:], *sample.target_ids)
+    assert len(sample.prompt_ids) <= 1024
+
+
 def test_a_length_that_is_too_small_is_named():
     (skipped,) = KindsSuite("mixture").build("needle", [0], length=100, seed=1, tokenizer=FakeTokenizer())
     assert skipped.reason == "--lengths 100 is too short for needle; ask for 512 or more."

@@ -36,7 +36,7 @@ def wrap_model(model: Any, tokenizer: Any, *, batch_size: int = 1) -> Any:
         from lm_eval.models.huggingface import HFLM
     except ImportError as error:
         raise BackendUnavailable(f"lm-evaluation-harness is missing ({error}); pip install lm-eval.") from error
-    # A chat template writes the special tokens itself; a plain prompt gets the tokenizer's.
+    # A chat template writes the special tokens itself, and so do `export_tasks`'s plain prompts beside one.
     return HFLM(
         pretrained=model,
         tokenizer=tokenizer,
@@ -71,8 +71,21 @@ def export_tasks(suite: Suite, plan: EvalPlan, tokenizer: Any, folder: str | Pat
             built = suite.build(task, indexes, length=length, seed=plan.seed, tokenizer=tokenizer)
             samples = [sample for sample in built if not isinstance(sample, Skipped)]
             if samples:
-                _write_task(suite, name_task(suite, task, length), samples, target)
+                prompts = [write_marks(sample, tokenizer) for sample in samples]
+                _write_task(suite, name_task(suite, task, length), samples, prompts, target)
     return target
+
+
+def write_marks(sample: SuiteSample, tokenizer: Any) -> str:
+    """The prompt, with the special tokens written out that a tokenizer with a chat template puts before a plain one.
+
+    The harness is told to add none, because most prompts of such a tokenizer are conversations.
+    """
+    if not has_chat_template(tokenizer):
+        return sample.prompt
+    bare = list(tokenizer(sample.prompt, add_special_tokens=False)["input_ids"])
+    marks = sample.prompt_ids[: max(0, len(sample.prompt_ids) - len(bare))]
+    return f"{tokenizer.decode(marks)}{sample.prompt}" if marks else sample.prompt
 
 
 def score_document(document: dict[str, Any], results: Sequence[str]) -> dict[str, float]:
@@ -92,18 +105,18 @@ def _open_once(name: str) -> Suite:
     return open_suite(name)
 
 
-def _write_task(suite: Suite, name: str, samples: Sequence[SuiteSample], folder: Path) -> None:
+def _write_task(suite: Suite, name: str, samples: Sequence[SuiteSample], prompts: Sequence[str], folder: Path) -> None:
     first, data = samples[0], folder / f"{name}.jsonl"
     if first.target_ids:
         raise DataError(f"{name} gives the answer to the model and asks for its next tokens; run it with our runner.")
     rows = [
         {
             "suite": suite.name,
-            "prompt": sample.prompt,
+            "prompt": prompt,
             "answers": list(sample.answers),
             "sample": json.dumps(asdict(sample) | {"prompt": "", "prompt_ids": []}),
         }
-        for sample in samples
+        for sample, prompt in zip(samples, prompts, strict=True)
     ]
     write_file(data, "".join(json.dumps(row) + "\n" for row in rows))
     settings = {

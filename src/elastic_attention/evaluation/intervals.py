@@ -26,7 +26,8 @@ def bootstrap_macro(
     Resamples hold only what was drawn, so percentiles of few samples are too narrow. Where 12 samples of a method that
     is right in 95% of all are all right, the interval is [1, 1]; of such draws it holds the truth in about half. Nor do
     they know of what the samples share: a seed of the training, one draw of random heads, tasks that were chosen by
-    their dense scores. `LEAST_SAMPLES` is where rows of an evaluation begin to have an interval at all.
+    their dense scores. A kind of one sample seems to have no spread at all, and one of n samples a variance that is too
+    small by 1 / n. `LEAST_SAMPLES` is where rows of an evaluation begin to have an interval.
     """
     generator = torch.Generator().manual_seed(seed)
     means, base_means = [], []

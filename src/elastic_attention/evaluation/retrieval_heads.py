@@ -19,6 +19,7 @@ from ..models.checkpoint import save_static_routes
 from ..models.families import find_attention_modules
 from ..models.static_masks import mark_sparsest
 from ..tasks import Corpora, generate, render
+from ..tasks.corpora_suite import with_marks
 
 
 def rank_retrieval_heads(
@@ -41,9 +42,10 @@ def rank_retrieval_heads(
     from rich.progress import track
 
     total, counted = torch.zeros(0), 0
+    writer = with_marks(tokenizer)  # base models know no conversation
     for index in track(range(samples), "ranking heads", transient=True):
-        sample = generate("needle", seed=seed, index=index, target_tokens=length, corpora=corpora, tokenizer=tokenizer)
-        prompt, answer = render(sample, tokenizer)
+        sample = generate("needle", seed=seed, index=index, target_tokens=length, corpora=corpora, tokenizer=writer)
+        prompt, answer = render(sample, writer)
         place = find_needle(prompt, answer)
         if place is not None:
             mass = measure_mass(model, [*prompt, *answer[:-1]], len(prompt) - 1, range(place, place + len(answer)))

@@ -53,9 +53,15 @@ def claim_folder(output: Path, identity: dict[str, Any]) -> None:
     """Note whose answers a folder holds, so that answers of different models or samples never mix.
 
     Raises:
-        ElasticAttentionError: it holds those of another run; names what differs, there and now.
+        ElasticAttentionError: it holds those of another run, or of an unknown one; names what differs, there and now.
     """
     path, text = output / RUN_FILE, json.dumps(identity, indent=2, sort_keys=True, default=str) + "\n"
+    # A run writes its file before its first answer.
+    if not path.exists() and any(file.stat().st_size for file in output.glob("answers-*.jsonl")):
+        raise ElasticAttentionError(
+            f"{output} holds answers, but no {RUN_FILE} that says whose they are; choose another --output or remove "
+            "that folder."
+        )
     if path.exists():
         differences = _list_differences(_read_identity(path), json.loads(text))
         if differences:

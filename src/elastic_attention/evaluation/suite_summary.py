@@ -28,7 +28,7 @@ def summarize_run(plan: EvalPlan, suite: Suite, lines: Sequence[Line]) -> Metric
         rows: one a method: method, target, decode, n, score (mean over the suite's headline tasks and lengths, each
             counting the same) with its 95% interval, weighted_score (mean over samples), relative_score to the dense
             method with a paired interval, msr, esr_prefill, esr_decode, kv_bytes, kv_bytes_dense, seconds. Intervals
-            are None where n is below `LEAST_SAMPLES`.
+            are None where n is below `LEAST_SAMPLES`, and where hardly any task and length has a second sample.
         mastered_rows, mastered: the same over the tasks and lengths where the dense method scores .50 or more, and
             which these are; where it does not, nobody can show what sparsity loses. Empty without a dense method.
         by_length: the same for each length.
@@ -114,7 +114,8 @@ def _rows(method: Method, lines: Sequence[Line], labels: dict[str, Any]) -> list
     macro = bootstrap_macro(scores, paired)
     has_base = is_paired and any(float(values.sum()) > 0 for values in paired.values())
     estimates: dict[str, tuple[float | None, ...]] = macro | ({} if has_base else {"relative": (None,) * 3})
-    if len(own) < LEAST_SAMPLES:
+    # The first sample of a task and length says nothing of how far the next one would lie from it.
+    if len(own) - len(cells) < LEAST_SAMPLES - 1:
         estimates = {key: (values[0], None, None) for key, values in estimates.items()}
     if has_base and method.label == BASE:  # to itself, by definition; a resample with nothing right would say 0 / 0
         estimates["relative"] = (1.0, 1.0, 1.0)

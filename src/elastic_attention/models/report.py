@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..patterns import TrianglePattern
 from ..sparsity import count_causal_pairs, count_read_pairs, effective_sparsity_ratio
 from ..types import Pattern
 from .cache_layer import ElasticLayer
@@ -79,7 +80,15 @@ class RouteReport:
                 row.read_pairs[phase] += count_read_pairs(
                     self.pattern, first, last, num_heads=num_heads, num_sparse=num_sparse
                 )
+            if start == 0 or self.keeps_all:  # otherwise the last queries find what streaming has kept
+                row.read_pairs["prefill"] += sparse[b] * self._count_last_rows(start, middle)
         self._bytes = self._count_bytes(batch)
+
+    def _count_last_rows(self, start: int, stop: int) -> int:
+        """Pairs that a triangle head reads beyond the streaming rule, for a prompt that ends at `stop`."""
+        if not isinstance(self.pattern, TrianglePattern):
+            return 0
+        return self.pattern.count_pairs(start, stop, stop) - self.pattern.count_pairs(start, stop)
 
     def _count_bytes(self, batch: int) -> list[dict[str, int]]:
         totals = [{"kv_bytes": 0, "kv_bytes_dense": 0, "kv_bytes_allocated": 0} for _ in range(batch)]

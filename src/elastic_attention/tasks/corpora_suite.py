@@ -67,6 +67,8 @@ class CorporaSuite(ABC):
 class _UnmarkedTokenizer:
     """A tokenizer without a chat template, with one that adds nothing."""
 
+    chat_template = None
+
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
 

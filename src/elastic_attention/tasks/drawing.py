@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from elastic_attention.tasks.corpora import Corpora, Country, Document
 from elastic_attention.tasks.passages import Passage, draw_passage, split_lines, split_sentences
-from elastic_attention.tasks.sample import Tokenizer, encode
+from elastic_attention.tasks.sample import Tokenizer, encode, open_chat
 from elastic_attention.tasks.vocabulary import ADJECTIVES, NOUNS
 
 T = TypeVar("T")
@@ -48,9 +48,7 @@ class Draw:
         """Tokens left for the haystack when the texts in `fixed` (and the chat markers) are in the prompt."""
         used = sum(len(encode(text, self.tokenizer)) for text in fixed if text)
         if is_chat:
-            messages = [{"role": "user", "content": ""}]
-            marks = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-            used += len(encode(marks, self.tokenizer))
+            used += len(encode(open_chat(self.tokenizer, ""), self.tokenizer))
         return max(self.num_tokens - used - SLACK_TOKENS, 1)
 
     def prose(self, num_tokens: int) -> Passage:

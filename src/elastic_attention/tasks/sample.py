@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from datetime import date
+from functools import lru_cache, partial
 from typing import Any, Protocol
+
+# What the templates of Llama 3 write where nobody tells them the date.
+TODAY = date(2024, 7, 26)
+# Stands before a template, which then calls it in place of the clock; variables may be texts alone, no functions.
+_CALENDAR = "".join(f"|replace('%{sign}', '{TODAY.strftime('%' + sign)}')" for sign in "YymBbdAajHIMSp")
+_STOPPED_CLOCK = f"{{% macro strftime_now(format) %}}{{{{ format{_CALENDAR} }}}}{{% endmacro %}}\n"
 
 
 class Tokenizer(Protocol):
@@ -58,17 +66,32 @@ def to_row(sample: Sample) -> dict[str, Any]:
 # `generate` checks the length of what the caller then renders, so each prompt is tokenised once.
 @lru_cache(maxsize=16)
 def encode_prompt(sample: Sample, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """The prompt's token ids."""
-    return tuple(encode(prompt_text(sample, tokenizer), tokenizer))
+    """The prompt's token ids; plain text stands behind what the tokenizer puts in front of it, as in training.
+
+    A tokenizer whose `chat_template` is None has plain text alone.
+    """
+    is_plain = not sample.is_chat or getattr(tokenizer, "chat_template", "") is None
+    return tuple(tokenizer(prompt_text(sample, tokenizer), add_special_tokens=is_plain)["input_ids"])
 
 
 def prompt_text(sample: Sample, tokenizer: Tokenizer) -> str:
     """The prompt as text, chat markers and answer prefix included."""
     if not sample.is_chat:
         return sample.context + sample.question + sample.answer_prefix
-    messages = [{"role": "user", "content": f"{sample.context}\n\n{sample.question}"}]
-    opened = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    return opened + sample.answer_prefix
+    return open_chat(tokenizer, f"{sample.context}\n\n{sample.question}") + sample.answer_prefix
+
+
+def open_chat(tokenizer: Tokenizer, text: str) -> str:
+    """A conversation in which the user says `text`, up to where the assistant speaks.
+
+    Templates that write the date of today write `TODAY`: a prompt must not depend on the day on which it is made, or a
+    run that goes on after midnight would ask its methods different prompts.
+    """
+    write: Callable[..., Any] = tokenizer.apply_chat_template
+    template = getattr(tokenizer, "chat_template", None)
+    if isinstance(template, str) and "strftime_now" in template:
+        write = partial(write, chat_template=_STOPPED_CLOCK + template)
+    return str(write([{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False))
 
 
 def encode(text: str, tokenizer: Tokenizer) -> list[int]:

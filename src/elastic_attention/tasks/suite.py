@@ -23,7 +23,7 @@ from typing import Any, Protocol, get_args
 
 from elastic_attention.errors import DataError
 from elastic_attention.tasks.lengths import TooShort, describe_least, find_working_length
-from elastic_attention.tasks.sample import Tokenizer
+from elastic_attention.tasks.sample import Tokenizer, open_chat
 
 # name -> module below `tasks`, and the class in it. Modules are imported on first use.
 SUITES = {
@@ -187,8 +187,7 @@ def render_prompt(
     of the assistant's. Otherwise both are plain text, behind the special tokens that the tokenizer puts in front.
     """
     if is_chat and has_chat_template(tokenizer):
-        messages = [{"role": "user", "content": text}]
-        prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False) + answer_prefix
+        prompt = open_chat(tokenizer, text) + answer_prefix
         return prompt, list(tokenizer(prompt, add_special_tokens=False)["input_ids"])
     prompt = text + answer_prefix
     return prompt, list(tokenizer(prompt, add_special_tokens=True)["input_ids"])

@@ -50,6 +50,20 @@ def test_layers_that_cannot_be_routed_have_none():
     assert mass[0].all() and not mass[1].any() and mass[2].all()
 
 
+class PlainTokenizer(DigitTokenizer):
+    """A base model's; transformers raises ValueError for such a one."""
+
+    chat_template = None
+
+    def apply_chat_template(self, messages, **_):
+        raise ValueError("tokenizer.chat_template is not set")
+
+
+def test_a_model_without_a_chat_template_can_be_ranked(model, monkeypatch):
+    monkeypatch.setattr(retrieval_heads, "measure_mass", lambda *_: torch.ones(3, 2))
+    assert rank_retrieval_heads(model, PlainTokenizer(), load_corpora(), samples=1, length=512).sum() == 6
+
+
 def test_heads_are_ranked_by_their_mean(model, monkeypatch):
     seen = []
 

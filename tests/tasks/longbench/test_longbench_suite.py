@@ -171,7 +171,14 @@ def test_a_mark_of_the_byte_order_is_no_text(tmp_path):
 def test_classes_must_be_there(tmp_path):
     write(tmp_path / "trec.jsonl", record(), record(all_classes=["Food", 3]))
     first, second = build(LongBenchSuite("longbench", data=tmp_path), "trec")
-    assert "'all_classes' is NoneType" in first.reason and "must be texts" in second.reason
+    assert "'all_classes' is NoneType" in first.reason and "'all_classes' must be texts" in second.reason
+
+
+@pytest.mark.parametrize("classes", [5, [1], "", {}])
+def test_other_tasks_do_not_look_at_classes(tmp_path, classes):
+    write(tmp_path / "qasper.jsonl", record(all_classes=classes))
+    (sample,) = build(LongBenchSuite("longbench", data=tmp_path), "qasper")
+    assert not isinstance(sample, Skipped)
 
 
 def test_missing_and_empty_files_are_refused_at_once(tmp_path):

@@ -66,6 +66,12 @@ def test_gsm8k_asks_in_a_chat(gsm8k):
     assert suite.score(Answer(text="It is 6.", token_ids=()), lenient) == 1.0
 
 
+def test_gsm8k_needs_a_number(tmp_path):
+    write(tmp_path / "test.jsonl", {"question": "?", "answer": "#### ,"})
+    (sample,) = build(open_suite("gsm8k", data=tmp_path))
+    assert isinstance(sample, Skipped) and "ends in no '#### NUMBER'" in sample.reason
+
+
 def test_gsm8k_behind_solved_problems(gsm8k):
     suite = open_suite("gsm8k", data=gsm8k / "test.jsonl", shots=2)
     first = build(suite)[0]
@@ -86,6 +92,15 @@ def test_aime24_reads_any_spelling_of_its_keys(tmp_path):
     assert suite.score(Answer(text="It is \\boxed{25}.", token_ids=()), good) == 1.0
     assert isinstance(bad, Skipped) and "'1000', no whole number from 0 to 999" in bad.reason
     assert suite.describe()["max_new_tokens"] == 100
+
+
+@pytest.mark.parametrize(("answer", "number"), [("025", "25"), ("000", "0"), (7, "7")])
+def test_zeros_in_front_of_a_reference_do_not_count(tmp_path, answer, number):
+    """Some files write all answers with three digits, and models do not."""
+    write(tmp_path / "aime24.jsonl", {"problem": "?", "answer": answer})
+    suite = open_suite("aime24", data=tmp_path, max_new_tokens=100)
+    (sample,) = build(suite)
+    assert suite.score(Answer(text=f"\\boxed{{{number}}}", token_ids=()), sample) == 1.0
 
 
 @pytest.mark.parametrize("answer", ["", "1000", "\u0663", "1" * 5000, 1.5, None, True, -1])

@@ -101,7 +101,7 @@ class Gsm8kSuite(ProblemSuite):
         fault = find_fault(record, question=str, answer=str)
         if fault is None and not record["question"].strip():
             return "'question' is empty"
-        if fault is None and find_marked(record["answer"]) is None:
+        if fault is None and not re.search("[0-9]", find_marked(record["answer"]) or ""):
             return "'answer' ends in no '#### NUMBER'"
         return fault
 
@@ -174,10 +174,10 @@ class AimeSuite(ProblemSuite):
         return f"{_lower_keys(record)['problem']}\n\n{self.request}"
 
     def describe_sample(self, task: str, record: Mapping[str, Any]) -> dict[str, Any]:
-        """The number is the reference."""
+        """The number is the reference, without the zeros that some files have in front: the harness compares texts."""
         return {
             "category": "problems",
-            "answers": (str(_lower_keys(record)["answer"]),),
+            "answers": (str(int(_lower_keys(record)["answer"])),),
             "max_new_tokens": self.max_new_tokens,
         }
 

@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from elastic_attention import effective_sparsity_ratio, model_sparsity_ratio
+from elastic_attention import StreamingConfig, effective_sparsity_ratio, model_sparsity_ratio
 from elastic_attention.patterns import build_pattern
-from elastic_attention.sparsity import count_causal_pairs, count_read_pairs
+from elastic_attention.sparsity import count_causal_pairs, count_read_pairs, effective_sparsity_ratio_last_layer
 from oracles import streaming_configs, visible_mask
 
 
@@ -39,3 +39,11 @@ def test_read_pairs_and_esr_against_masks(config, start, more, seed):
         assert esr == pytest.approx(1 - read / (15 * dense_pairs)) and 0 <= esr < 1
     else:
         assert esr is None
+
+
+def test_esr_of_the_last_layer():
+    config = StreamingConfig(num_sink_tokens=16, local_window=32, block_size=16)
+    routes = torch.tensor([[[True, True], [True, False]], [[True, True], [False, False]]])
+    pruned = 1 - int(visible_mask(config, 200).sum()) / (200 * 201 / 2)
+    found = effective_sparsity_ratio_last_layer(routes, build_pattern(config), 200)
+    torch.testing.assert_close(found, torch.tensor([pruned / 2, 0.0]))

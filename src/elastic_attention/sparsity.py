@@ -44,3 +44,18 @@ def effective_sparsity_ratio(read_pairs: Sequence[int] | int, causal_pairs: Sequ
     read = read_pairs if isinstance(read_pairs, int) else sum(read_pairs)
     causal = causal_pairs if isinstance(causal_pairs, int) else sum(causal_pairs)
     return None if causal == 0 else 1.0 - read / causal
+
+
+def effective_sparsity_ratio_last_layer(routes: Tensor, pattern: Pattern, num_tokens: int) -> Tensor:
+    """ESR as in the paper's Eq. 5: pruned share of the LAST layer's heads, for comparison only.
+
+    Args:
+        routes: (B, L, G) bool.
+        pattern: what sparse heads read.
+        num_tokens: prompt length.
+
+    Returns:
+        (B,) float32.
+    """
+    pruned = 1.0 - pattern.count_pairs(0, num_tokens) / count_causal_pairs(0, num_tokens)
+    return routes[:, -1].float().mean(dim=-1) * pruned

@@ -12,8 +12,9 @@ from typing import Any
 from paper_claims import Claim, Training
 from paper_statistics import ROBUST
 
-from elastic_attention.config import XAttentionConfig, to_dict
+from elastic_attention.config import XAttentionConfig
 from elastic_attention.records import write_file
+from elastic_attention.settings import to_dict
 from elastic_attention.tasks import KINDS, TRAINED_KINDS
 from elastic_attention.tasks.packages import sha256_of
 from elastic_attention.training.recipe import DataConfig, Interval, PackConfig, Recipe

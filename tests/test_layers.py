@@ -12,7 +12,7 @@ import elastic_attention
 ROOT = Path(elastic_attention.__file__).parent
 ROWS = [
     {"errors"},
-    {"types", "records", "tasks", "workers"},
+    {"types", "records", "settings", "tasks", "workers"},
     {"config", "sparsity"},
     {"router", "patterns", "kernels"},
     {"attention", "cache", "paging"},
@@ -23,7 +23,7 @@ ROWS = [
 ROW_OF = {name: number for number, names in enumerate(ROWS) for name in names}
 # `ElasticConfig.for_model` describes a model, so it looks down when it is called.
 SANCTIONED = {("config.py", "models.families", "for_model")}
-STDLIB_ONLY = {"errors", "records", "tasks", "workers"}
+STDLIB_ONLY = {"errors", "records", "settings", "tasks", "workers"}
 OWNERS = {"transformers": {"models"}, "huggingface_hub": {"models"}, "peft": set()}
 
 FILES = sorted(ROOT.rglob("*.py"))

@@ -16,11 +16,12 @@ from quality_study import Study
 from smollm2_quality import PARTS, keep_origin, list_masks, pack_steps, summarize
 
 from elastic_attention import StreamingConfig
-from elastic_attention.config import TriangleConfig, to_dict
+from elastic_attention.config import TriangleConfig
 from elastic_attention.errors import ElasticAttentionError
 from elastic_attention.evaluation.session import Base
 from elastic_attention.models.checkpoint import load_adapter, read_static_routes, save_static_routes
 from elastic_attention.records import build_record, write_record
+from elastic_attention.settings import to_dict
 from elastic_attention.tasks.suite import open_suite
 from elastic_attention.training.recipe import load_recipe
 from elastic_attention.viz.gain_tables import render_gains

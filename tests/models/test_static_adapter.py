@@ -12,8 +12,8 @@ from elastic_attention import (
     attach,
     read_static_routes,
 )
-from elastic_attention.config import to_dict
 from elastic_attention.models.checkpoint import save_static_routes
+from elastic_attention.settings import to_dict
 from tiny_models import attach_tiny, elastic_config, make_model, random_routes, text
 
 PATTERN = StreamingConfig(num_sink_tokens=16, local_window=32, block_size=16)

@@ -34,9 +34,9 @@ def train(
 
     torchrun starts it on several GPUs.
     """
-    from ..config import to_dict
     from ..evaluation.session import choose_device, describe_device, measure_peak_bytes
     from ..records import build_record
+    from ..settings import to_dict
     from ..training.parallel.launch import is_first_process, train_on_ranks
     from ..training.recipe import load_recipe
 

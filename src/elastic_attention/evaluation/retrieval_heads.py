@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import StreamingConfig, to_dict
+from ..config import StreamingConfig
 from ..errors import ElasticAttentionError
 from ..models.checkpoint import save_static_routes
 from ..models.families import find_attention_modules
 from ..models.static_masks import mark_sparsest
+from ..settings import to_dict
 from ..tasks import Corpora, generate, render
 from ..tasks.corpora_suite import with_marks
 

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import FORMAT_VERSION, ElasticConfig, from_dict, to_dict
+from ..config import FORMAT_VERSION, ElasticConfig
 from ..errors import AdapterError, RouterMismatch
 from ..router import RouterStack
+from ..settings import from_dict, to_dict
 
 CONFIG_FILE = "elastic_config.json"
 WEIGHTS_FILE = "elastic_routers.safetensors"

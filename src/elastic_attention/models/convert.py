@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
-from ..config import BaseModel, ElasticConfig, to_dict
+from ..config import BaseModel, ElasticConfig
 from ..errors import AdapterError
 from ..router import RouterStack
+from ..settings import to_dict
 from .checkpoint import locate_folder, save_adapter, save_static_routes
 from .families import name_publicly
 from .released_config import ReleasedConfig, read_released_config

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from ..config import from_dict, to_dict
 from ..errors import AdapterError
 from ..patterns import ComparedPattern, InfllmConfig, MobaConfig
+from ..settings import from_dict, to_dict
 from .checkpoint import save_static_routes
 from .released_config import read_shape
 from .released_routers import has_routers, refuse_unknown_tensors

@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ..config import ElasticConfig, SparsePattern, XAttentionConfig, from_dict
+from ..config import ElasticConfig, SparsePattern, XAttentionConfig
 from ..errors import AdapterError, RouterMismatch
+from ..settings import from_dict
 from .checkpoint import CONFIG_FILE, STATIC_FILE, WEIGHTS_FILE, locate_folder, read_static_adapter
 from .released_patterns import parse_pattern
 

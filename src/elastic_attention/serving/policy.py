@@ -7,9 +7,10 @@ cut into chunks and shared between requests as an engine likes, exactly.
 from dataclasses import dataclass
 from typing import Any
 
-from ..config import ElasticConfig, StreamingConfig, from_dict
+from ..config import ElasticConfig, StreamingConfig
 from ..errors import UnsupportedModel
 from ..models.budget import check_budget
+from ..settings import from_dict
 from .requests import RouteRequest
 
 POLICIES = ("deferred", "first_chunk", "probe")

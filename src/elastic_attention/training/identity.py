@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ..config import to_dict
+from ..settings import to_dict
 from .recipe import Recipe
 
 # What does not change the result, or by rounding alone, may differ between a run and its resumption.

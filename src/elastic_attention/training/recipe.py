@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..config import SparsePattern, StreamingConfig, XAttentionConfig, from_dict, read_toml
+from ..config import SparsePattern, StreamingConfig, XAttentionConfig
 from ..errors import RecipeError
+from ..settings import from_dict, read_toml
 from .data.config import DataConfig, PackConfig, SourceConfig
 from .losses import LOSSES
 from .objective import CONSTRAINTS

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from ..config import to_dict
 from ..errors import CheckpointError, RecipeError, TrainingDiverged
+from ..settings import to_dict
 from .checkpoints import load_checkpoint, save_checkpoint
 from .checks import announce_samples, check_fit, check_output, check_tokenizer, open_model
 from .data.batch import PackedBatch

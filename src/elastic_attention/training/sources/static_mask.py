@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ...config import to_dict
 from ...models.checkpoint import save_static_routes
 from ...models.static_masks import mark_sparsest
+from ...settings import to_dict
 from .base import RouteModel
 
 if TYPE_CHECKING:

@@ -160,6 +160,12 @@ def test_a_picture_of_another_kind_is_refused_before_the_work(call, document):
     assert_one_line(call(*arguments), "heads.jpg", ".png or .svg")
 
 
+def test_a_picture_that_cannot_be_written_is_refused_before_the_work(call, document, tmp_path):
+    (tmp_path / "heads.svg").mkdir()
+    arguments = ["inspect", "--prompt-file", document, "--device", "potato", "--picture", "heads.svg"]
+    assert_one_line(call(*arguments), "--picture heads.svg is a folder")
+
+
 @pytest.mark.parametrize("budget", ["nan", "inf"])
 def test_a_budget_that_is_no_number(call, tiny, document, budget):
     assert_one_line(call("inspect", "--prompt-file", document, "--budget", budget, *tiny), f"--budget {budget}")

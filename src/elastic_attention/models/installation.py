@@ -65,6 +65,19 @@ class Installation:
                 "use the handle that attach(model, …) returns now."
             )
 
+    def require_attention(self) -> None:
+        """Refuse a forward that would not route: the hooks are there, but somebody took the attention away.
+
+        Raises:
+            ElasticAttentionError: the model's attention implementation was changed after `attach`.
+        """
+        found = self._model.config._attn_implementation
+        if found != IMPLEMENTATION:
+            raise ElasticAttentionError(
+                f"The attention of this {type(self._model).__name__} was set to {found!r} while routers are attached; "
+                "detach them first, or use handle.disabled() to run the base model."
+            )
+
     def switch(self, is_routed: bool) -> None:
         """Give the model routed attention or its own; nothing changes once it was removed."""
         if self._hooks:

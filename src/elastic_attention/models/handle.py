@@ -185,7 +185,7 @@ class Handle:
             {"budget", "msr", "tolerance"}: what was set and what it measured.
 
         Raises:
-            ValueError: the target is no ratio, a prompt is too short to be routed, or the routes are given.
+            ValueError: the target is no ratio, a prompt is no token ids or too short, or the routes are given.
             ElasticAttentionError: the handle was detached.
         """
         self._installation.require("calibrate")

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ElasticAttentionError
-from .attention_function import IMPLEMENTATION
+from .attention_function import IMPLEMENTATION, register
 from .families import find_attention_modules
 from .generation import wrap_generate
 
@@ -30,6 +30,7 @@ class Installation:
         after_forward: Callable[..., Any],
         before_attention: Callable[..., Any],
     ) -> None:
+        register()
         self._model = model = handle.model
         self._base_implementation = model.config._attn_implementation
         model.set_attn_implementation(IMPLEMENTATION)
@@ -42,6 +43,11 @@ class Installation:
             self._hooks.append(module.register_forward_pre_hook(before_attention, with_kwargs=True))
         wrap_generate(handle)
         setattr(model, MARK, handle)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A model that another process pickled: transformers must know its attention here too."""
+        self.__dict__.update(state)
+        register()
 
     def remove(self) -> None:
         """Restore the model bit for bit. Calling it again does nothing."""

@@ -33,7 +33,12 @@ def test_routers_with_a_base(call, tmp_path, release):
 def test_a_static_mask_at_a_share(call, tmp_path):
     (tmp_path / "heads.tsv").write_text("1\t0\n0.25\t0.75\n")
     code, out, _ = call("convert", "heads.tsv", "mask", "--msr", "0.25")
-    assert code == 0 and "table: a static mask of 2 layers written to mask" in out and "set_routes" in out
+    assert (
+        code == 0
+        and "table: a static mask of 2 layers written to mask" in out
+        and "set_routes" in out
+        and "attach" in out
+    )
     assert read_static_routes(tmp_path / "mask").sum() == 1
 
 

@@ -1,5 +1,7 @@
 """Wrong usage and wrong input: exit code 2, one line on stderr that names the value, no traceback."""
 
+import shutil
+
 import pytest
 
 from elastic_attention.cli import app as cli_app
@@ -49,6 +51,20 @@ def test_answer_past_the_limit(call, tiny, document):
 def test_unknown_model(call, document, tmp_path):
     arguments = ("run", "--prompt-file", document, "--question", "why", "--device", "cpu", "--model", tmp_path / "no")
     assert_one_line(call(*arguments), "There is no model folder", str(tmp_path / "no"))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "word"),
+    [
+        ("model.safetensors", b"half a header", "SafetensorError"),
+        ("config.json", b'{"model_type": "llama", "num_hidden_layers": "three"}', "num_hidden_layers"),
+        ("tokenizer.json", b'{"a": 1}', "KeyError"),
+    ],
+)
+def test_a_damaged_model_folder(call, tiny, document, tmp_path, file, content, word):
+    folder = shutil.copytree(tiny[1], tmp_path / "damaged")
+    (folder / file).write_bytes(content)
+    assert_one_line(call("inspect", "--prompt-file", document, *tiny, "--model", folder), str(folder), word)
 
 
 def test_unknown_routers(call, tiny, document, tmp_path):
@@ -142,6 +158,12 @@ def test_an_output_that_is_no_folder_is_refused_before_the_work(call, tmp_path, 
 def test_a_picture_of_another_kind_is_refused_before_the_work(call, document):
     arguments = ["inspect", "--prompt-file", document, "--device", "potato", "--picture", "heads.jpg"]
     assert_one_line(call(*arguments), "heads.jpg", ".png or .svg")
+
+
+def test_a_picture_that_cannot_be_written_is_refused_before_the_work(call, document, tmp_path):
+    (tmp_path / "heads.svg").mkdir()
+    arguments = ["inspect", "--prompt-file", document, "--device", "potato", "--picture", "heads.svg"]
+    assert_one_line(call(*arguments), "--picture heads.svg is a folder")
 
 
 @pytest.mark.parametrize("budget", ["nan", "inf"])

@@ -1,5 +1,7 @@
 """`run` and `inspect` on a tiny model."""
 
+import io
+
 import pytest
 
 from elastic_attention.records import read_record
@@ -57,3 +59,21 @@ def test_question_changes_the_prompt(call, tiny, document):
         call("inspect", "--prompt-file", document, "--question", question, "--json", "i.json", *tiny)
         lengths.append(read_record("i.json")["metrics"]["rows"][0]["prompt_tokens"])
     assert lengths[0] == len(document.read_text(encoding="utf-8")) < lengths[1]
+
+
+def test_a_text_may_come_through_a_pipe(call, tiny, document, monkeypatch):
+    with document.open() as pipe:
+        monkeypatch.setattr("sys.stdin", pipe)
+        code, _, err = call("inspect", "--prompt-file", "-", "--json", "piped.json", *tiny)
+    assert code == 0, err
+    call("inspect", "--prompt-file", document, "--json", "read.json", *tiny)
+    assert read_record("piped.json")["metrics"]["rows"] == read_record("read.json")["metrics"]["rows"]
+
+
+def test_a_terminal_without_the_letters_of_an_answer_shows_the_others(call, tiny, document, monkeypatch):
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", out)
+    code, _, err = call("run", "--prompt-file", document, "--question", "Why?", "--max-new-tokens", "8", *tiny)
+    out.flush()
+    assert code == 0 and b"elastic\n" in out.buffer.getvalue(), err
+    assert b" ? prefill " in out.buffer.getvalue()

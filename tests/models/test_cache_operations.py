@@ -1,10 +1,12 @@
-"""What people do with a cache of routed heads: copy, reorder, repeat, crop, reset."""
+"""What people do with a cache of routed heads: copy, reorder, repeat, crop, reset, save."""
 
 import copy
+import pickle
 
 import torch
-from transformers import DynamicCache
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 
+from elastic_attention.models.handle import find_handle
 from tiny_models import (
     generate,
     left_padded,
@@ -104,3 +106,21 @@ def test_reset_starts_a_new_sequence(model, handle):
         cache.reset()
         assert cache.get_seq_length() == 0
         assert torch.equal(model(text(111), past_key_values=cache).logits, fresh)
+
+
+def test_a_cache_may_be_saved_and_read_again(model, handle):
+    cache = DynamicCache(config=model.config)
+    model(text(111), past_key_values=cache)
+    read = pickle.loads(pickle.dumps(cache))
+    token = text(1, seed=5)
+    assert torch.equal(model(token, past_key_values=read).logits, model(token, past_key_values=cache).logits)
+
+
+def test_an_attached_model_may_be_pickled(model, handle, monkeypatch):
+    wanted, data = generate(model, text(111)), pickle.dumps(model)
+    for known in (AttentionInterface, AttentionMaskInterface):  # the other process has not attached anything
+        monkeypatch.delitem(known._global_mapping, "elastic")
+    read = pickle.loads(data)
+    assert torch.equal(generate(read, text(111)), wanted)
+    find_handle(read).detach()
+    assert find_handle(model) is handle and torch.equal(generate(model, text(111)), wanted)

@@ -25,6 +25,8 @@ def test_reaches_the_target_on_the_prompts(model, handle, prompts, target):
 
 
 def test_prompts_may_be_tensors(handle, prompts):
+    same_long = [prompt[:80] for prompt in prompts]
+    assert handle.calibrate(torch.tensor(same_long), target=0.5) == handle.calibrate(same_long, target=0.5)
     as_lists = handle.calibrate(prompts, target=0.5)
     assert handle.calibrate([torch.tensor([p]) for p in prompts], target=0.5) == as_lists
 
@@ -35,6 +37,10 @@ def test_prompts_may_be_tensors(handle, prompts):
         (dict(target=1.5), "target=1.5"),
         (dict(target=-0.1), "target=-0.1"),
         (dict(prompts=[]), "at least one prompt"),
+        (dict(prompts=["a text"]), "got the prompt 'a text'; each prompt is a list of token ids"),
+        (dict(prompts=[{"input_ids": text(111)}]), r"got the prompt \{'input_ids'.*as in tokenizer\(text\)"),
+        (dict(prompts=[text(111).float()]), "got the prompt tensor.*token ids"),
+        (dict(prompts=[text(111, rows=2)]), r"got the prompt tensor.*\(1, T\) tensor"),
         (dict(prompts=[list(range(1, NEEDED + 1))]), f"{NEEDED} tokens is too short.*more than {NEEDED}"),
     ],
 )

@@ -1,11 +1,15 @@
-"""A handle that was detached, and budgets that are no numbers: refused at once, and nothing is disturbed."""
+"""Misuse of a handle or its model, in calls and in numbers: refused at once, and nothing is disturbed."""
+
+import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
+from transformers import DynamicCache
 
-from elastic_attention import ElasticAttentionError, attach
-from tiny_models import LAYERS, attach_tiny, text
+from elastic_attention import ElasticAttentionError, UnsupportedModel, attach
+from tiny_models import LAYERS, attach_tiny, generate, text
 
 
 def route(handle):
@@ -44,6 +48,54 @@ def test_a_detached_handle_still_answers_and_saves(model, handle, tmp_path):
     assert handle.report()["msr"] == [1.0]
     handle.save_pretrained(tmp_path)
     assert attach(model, tmp_path).config.routed_layers == handle.routed_layers
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_a_model_whose_attention_was_changed_does_not_pass_for_routed(model, handle, implementation):
+    model.set_attn_implementation(implementation)
+    with pytest.raises(ElasticAttentionError, match=f"was set to '{implementation}' while routers are attached"):
+        model(text(111), use_cache=False)
+    with handle.disabled():
+        base = model(text(111)).logits
+    handle.detach()
+    assert torch.equal(model(text(111)).logits, base)
+
+
+def test_threads_that_generate_wait_for_each_other(model, handle):
+    prompts = [text(111), text(70, seed=5), text(20), text(200, seed=6)]
+    wanted = [generate(model, ids, max_new_tokens=12) for ids in prompts]
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda ids: generate(model, ids, max_new_tokens=12), prompts * 8))
+    assert all(torch.equal(answer, wanted[i % 4]) for i, answer in enumerate(answers))
+    twin = copy.deepcopy(model)
+    assert torch.equal(generate(twin, prompts[0], max_new_tokens=12), wanted[0])
+
+
+@pytest.mark.parametrize(
+    "ids, options, message",
+    [
+        (text(111)[0], {}, r"generate got \(111,\); pass input_ids as a tensor \(B, T\)"),
+        ({"input_ids": text(111)}, {}, r"generate got dict; pass .* generate\(\*\*inputs\)"),
+        (text(111), {"attention_mask": torch.ones(1, 120)}, r"attention_mask \(1, 120\) must .* \(1, 111\)"),
+        (text(111), {"attention_mask": torch.ones(111)}, r"attention_mask \(111,\) must .* \(1, 111\)"),
+    ],
+)
+def test_prompts_of_wrong_shapes_are_named(model, handle, ids, options, message):
+    with pytest.raises(ValueError, match=message):
+        generate(model, ids, **options)
+
+
+def test_a_cache_of_other_sequences_is_named(model, handle):
+    cache = DynamicCache(config=model.config)
+    generate(model, text(111), past_key_values=cache)
+    with pytest.raises(ValueError, match="The cache holds 1 sequences, but 2 were passed"):
+        generate(model, text(200, rows=2), past_key_values=cache)
+
+
+def test_a_compiled_model_is_refused_and_left_alone(model):
+    with pytest.raises(UnsupportedModel, match="attach to the model itself, then compile it"):
+        attach_tiny(torch.compile(model))
+    assert attach_tiny(model)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The application: its commands, and what an error looks like."""
 
+import io
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -59,6 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Exit codes: 0 the job is done; 1 it ran and failed its own check; 2 wrong usage or input, with one line on stderr;
     130 interrupted.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # answers hold letters that not every terminal can show
+            stream.reconfigure(errors="replace")
     try:
         app(args=None if arguments is None else list(arguments), prog_name="elastic-attn")
     except (ElasticAttentionError, OSError) as error:

@@ -14,6 +14,7 @@ from .options import (
     Model,
     PromptFile,
     Routers,
+    check_target,
     open_console,
     open_model,
     show_progress,
@@ -26,7 +27,9 @@ def inspect(
     question: Annotated[str, typer.Option(help="A question behind the text; routes depend on it.")] = "",
     model: Model = "smollm2",
     routers: Routers = None,
-    picture: Annotated[Path | None, typer.Option(metavar="FILE", help="Also draw into this .png or .svg.")] = None,
+    picture: Annotated[
+        Path | None, typer.Option(metavar="FILE", callback=check_target, help="Also draw into this .png or .svg.")
+    ] = None,
     budget: Budget = 0.0,
     device: Device = None,
     dtype: DtypeOption = None,

@@ -89,7 +89,7 @@ Model = Annotated[str, typer.Option(help="'smollm2' (fetched once), a folder, or
 Routers = Annotated[
     str | None, typer.Option(help="Adapter folder or hub id. Default: the routers that ship with the package.")
 ]
-PromptFile = Annotated[Path, typer.Option(help="Text file to read, UTF-8.")]
+PromptFile = Annotated[Path, typer.Option(help="Text file to read, UTF-8; - reads stdin.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, … Default: the GPU if there is one.")]
 DtypeOption = Annotated[
     Dtype | None, typer.Option("--dtype", help="Default: bfloat16 where the device has it, else float32.")

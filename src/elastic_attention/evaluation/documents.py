@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,14 @@ from .session import Session
 
 
 def read_document(path: str | Path) -> str:
-    """The text of a UTF-8 file.
+    """The text of a UTF-8 file; "-" is what stdin holds.
 
     Raises:
         ElasticAttentionError: there is no such file, it is empty, or it is no text; the message says which.
     """
     try:
-        text = Path(path).read_bytes().decode("utf-8-sig")
+        data = sys.stdin.buffer.read() if str(path) == "-" else Path(path).read_bytes()
+        text = data.decode("utf-8-sig")
     except OSError as error:
         raise ElasticAttentionError(f"Cannot read {path}: {error.strerror or error}. Check the path.") from error
     except UnicodeDecodeError as error:

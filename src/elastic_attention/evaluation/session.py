@@ -184,8 +184,10 @@ def _load(name: str, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any
     try:
         with quiet_transformers():
             return load_model(path, dtype=str(dtype).removeprefix("torch."), device=str(device))
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = textwrap.shorten(str(error), 200, placeholder=" …").rstrip(".")
+    except ElasticAttentionError:
+        raise
+    except Exception as error:  # what a damaged folder raises in transformers is of any type
+        reason = textwrap.shorten(f"{type(error).__name__}, {error}", 200, placeholder=" …").rstrip(".")
         raise ElasticAttentionError(
             f"Cannot load the model {name!r}: {reason}. Name a folder with a safetensors checkpoint, "
             "a hub id, or 'smollm2'."

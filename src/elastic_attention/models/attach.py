@@ -6,7 +6,7 @@ from typing import Any
 from ..config import ElasticConfig
 from ..errors import AlreadyAttached, RouterMismatch
 from ..router import RouterStack
-from .attention_function import IMPLEMENTATION, register
+from .attention_function import IMPLEMENTATION
 from .checkpoint import load_adapter
 from .families import check_queries, count_kv_heads, describe_model, find_attention_modules, unwrap_model
 from .handle import Handle, find_handle
@@ -76,7 +76,6 @@ def attach(
         raise RouterMismatch(f"These routers were made for {name} and do not fit: " + "; ".join(problems) + ".")
     if config.granularity == "layer":
         check_queries(inner)
-    register()
     routers.to(inner.device).requires_grad_(False)
     return Handle(
         model,

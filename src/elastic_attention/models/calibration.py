@@ -1,5 +1,6 @@
 """Finding the budget that gives a wanted sparsity on sample prompts."""
 
+import contextlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +19,11 @@ def calibrate_budget(handle: "Handle", prompts: Sequence[Any], target: float, to
     """Bisect the budget; see `Handle.calibrate`.
 
     Raises:
-        ValueError: the target is no ratio, or a prompt is too short to be routed.
+        ValueError: the target is no ratio, or a prompt is no token ids or too short to be routed.
     """
     if not 0.0 <= target <= 1.0:
         raise ValueError(f"target={target} must be a ratio in [0, 1].")
-    if not prompts:
+    if len(prompts) == 0:
         raise ValueError("calibrate needs at least one prompt.")
     if handle.is_static:
         raise ValueError(
@@ -30,7 +31,7 @@ def calibrate_budget(handle: "Handle", prompts: Sequence[Any], target: float, to
         )
     if handle.has_given_routes:
         raise ValueError("calibrate needs the router's own routes; call set_routes(None) first.")
-    batches = [torch.as_tensor(p, device=handle.model.device).reshape(1, -1) for p in prompts]
+    batches = [_read_prompt(prompt).to(handle.model.device) for prompt in prompts]
     shortest = min(b.shape[1] for b in batches)
     needed = build_pattern(handle.config.sparse_pattern).dense_tokens
     if shortest <= needed:
@@ -53,6 +54,19 @@ def calibrate_budget(handle: "Handle", prompts: Sequence[Any], target: float, to
     finally:
         handle.budget = before
     return {"budget": best[1], "msr": best[2], "tolerance": best[0]}
+
+
+def _read_prompt(prompt: Any) -> torch.Tensor:
+    """(1, T) ids of a list, or of a tensor (T,) or (1, T)."""
+    with contextlib.suppress(TypeError, ValueError, RuntimeError):  # text, a tokenizer's whole answer, ragged lists
+        ids = torch.as_tensor(prompt)
+        if not ids.is_floating_point() and ids.numel() in ids.shape:
+            return ids.reshape(1, -1)
+    shown = " ".join(repr(prompt).split())
+    raise ValueError(
+        f"calibrate got the prompt {shown:.60}; each prompt is a list of token ids or a (1, T) tensor, as in "
+        'tokenizer(text)["input_ids"].'
+    )
 
 
 def _measure(handle: "Handle", batches: Sequence[torch.Tensor], budget: float) -> float:

@@ -160,7 +160,7 @@ def _write_mask(mask: StaticMask, destination: str | Path, msr: float | None, mo
         **more,
     }
     facts["notes"] = [
-        "One mask for all inputs: pass it to Handle.set_routes.",
+        "One mask for all inputs: attach and --routers take its folder, Handle.set_routes takes the mask.",
         f"Cut at the threshold {mask.threshold}." if msr is None else f"Cut at the share {msr} of sparse heads.",
     ]
     if facts["sparse_pattern"] is None:

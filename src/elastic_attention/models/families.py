@@ -22,8 +22,10 @@ def unwrap_model(model: Any) -> Any:
     """The PreTrainedModel inside `model`, which may be a PeftModel.
 
     Raises:
-        UnsupportedModel: `model` is neither.
+        UnsupportedModel: `model` is neither, or it was compiled.
     """
+    if hasattr(model, "_orig_mod"):
+        raise UnsupportedModel("This model came out of torch.compile; attach to the model itself, then compile it.")
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     if not (isinstance(inner, nn.Module) and hasattr(inner, "set_attn_implementation") and hasattr(inner, "config")):
         raise UnsupportedModel(

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import logging
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,16 @@ class Prompt:
     routes: Tensor | None = None
 
 
+class Turns:
+    """Threads that call `generate` of one model wait for each other here; a copy of a handle has turns of its own."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()  # a model may assist itself
+
+    def __reduce__(self) -> tuple[type["Turns"], tuple[()]]:
+        return Turns, ()
+
+
 def wrap_generate(handle: "Handle") -> None:
     """Put a `generate` on the model instance that tells the handle about the prompt; deep copies keep theirs."""
     handle.model.generate = functools.partial(_generate, handle)
@@ -49,13 +60,18 @@ def _generate(handle: "Handle", inputs: Any = None, *args: Any, **kwargs: Any) -
     mask, cache = kwargs.get("attention_mask"), kwargs.get("past_key_values")
     if ids is None:
         raise ValueError("generate needs a prompt; pass input_ids of at least one token.")
+    if not isinstance(ids, Tensor) or ids.ndim < 2:
+        given = tuple(ids.shape) if isinstance(ids, Tensor) else type(ids).__name__
+        raise ValueError(f"generate got {given}; pass input_ids as a tensor (B, T), as in generate(**inputs).")
     if 0 in ids.shape[:2]:
         raise ValueError(f"generate got an empty prompt of shape {tuple(ids.shape)}; pass at least one token a row.")
+    past = cache.get_seq_length() if cache is not None else 0
+    if mask is not None and past == 0 and mask.shape != ids.shape[:2]:
+        raise ValueError(f"attention_mask {tuple(mask.shape)} must have the shape of the ids, {tuple(ids.shape[:2])}.")
     if mask is not None and not bool(mask.bool().any(dim=-1).all()):
         rows = (~mask.bool().any(dim=-1)).nonzero()[:, 0].tolist()
         raise ValueError(f"Rows {rows} of the attention_mask are all padding; give each row at least one token.")
     num_columns = max(ids.shape[1], mask.shape[1] if mask is not None else 0)
-    past = cache.get_seq_length() if cache is not None else 0
     if num_columns <= past:
         raise ValueError(
             f"generate got {num_columns} columns, but the cache already holds {past}; pass the ids of the whole "
@@ -63,14 +79,15 @@ def _generate(handle: "Handle", inputs: Any = None, *args: Any, **kwargs: Any) -
         )
     _refuse_long_prompt(handle, num_columns, mask)
     _warn_without_cache(handle, kwargs)
-    routes = None
-    if handle.prefill_policy == "probe" and past == 0 and not handle.has_given_routes and ids.ndim == 2:
-        routes = probe_routes(handle, ids, mask)
-    prompt = Prompt(num_columns=num_columns, is_assisted=_is_assisted(handle, kwargs), routes=routes)
-    replays = handle.replays_steps and can_capture(handle.model.device)
-    with tell_prompt(handle, prompt), replay_steps(handle) if replays else contextlib.nullcontext():
-        handle.restart_report()
-        return generate(inputs, *args, **kwargs)
+    with handle.turns.lock:
+        routes = None
+        if handle.prefill_policy == "probe" and past == 0 and not handle.has_given_routes and ids.ndim == 2:
+            routes = probe_routes(handle, ids, mask)
+        prompt = Prompt(num_columns=num_columns, is_assisted=_is_assisted(handle, kwargs), routes=routes)
+        replays = handle.replays_steps and can_capture(handle.model.device)
+        with tell_prompt(handle, prompt), replay_steps(handle) if replays else contextlib.nullcontext():
+            handle.restart_report()
+            return generate(inputs, *args, **kwargs)
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from .cache_layer import ElasticLayer, claim_layer
 from .calibration import calibrate_budget
 from .families import unwrap_model
 from .fused_routers import FusedRouters
-from .generation import Prompt
+from .generation import Prompt, Turns
 from .given_routes import check_given
 from .installation import MARK, Installation
 from .report import RouteReport
@@ -39,6 +39,7 @@ class Handle:
         routed_layers: indices of the layers that are routed.
         token_reader: what layers learn about the tokens of a forward.
         fast_gradients: of `blended_attention`.
+        turns: threads that call `generate` take them; forwards outside of it belong to one thread.
         replays_steps: `generate` decodes with a CUDA graph where the cache lies in pages.
     """
 
@@ -77,6 +78,7 @@ class Handle:
         self._record: ForwardRecord | None = None
         self._prompt_lengths: Tensor | None = None
         self.prompt: Prompt | None = None
+        self.turns = Turns()
         self._fused = FusedRouters(routers)
         self.token_reader = TokenReader()
         self._is_enabled = True
@@ -183,7 +185,7 @@ class Handle:
             {"budget", "msr", "tolerance"}: what was set and what it measured.
 
         Raises:
-            ValueError: the target is no ratio, a prompt is too short to be routed, or the routes are given.
+            ValueError: the target is no ratio, a prompt is no token ids or too short, or the routes are given.
             ElasticAttentionError: the handle was detached.
         """
         self._installation.require("calibrate")
@@ -241,8 +243,10 @@ class Handle:
 
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.token_reader.forget()
-        if self._is_enabled and self.prompt is None:
-            self.restart_report()
+        if self._is_enabled:
+            self._installation.require_attention()
+            if self.prompt is None:
+                self.restart_report()
 
     def _after_forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if self._is_enabled:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ElasticAttentionError
-from .attention_function import IMPLEMENTATION
+from .attention_function import IMPLEMENTATION, register
 from .families import find_attention_modules
 from .generation import wrap_generate
 
@@ -30,6 +30,7 @@ class Installation:
         after_forward: Callable[..., Any],
         before_attention: Callable[..., Any],
     ) -> None:
+        register()
         self._model = model = handle.model
         self._base_implementation = model.config._attn_implementation
         model.set_attn_implementation(IMPLEMENTATION)
@@ -42,6 +43,11 @@ class Installation:
             self._hooks.append(module.register_forward_pre_hook(before_attention, with_kwargs=True))
         wrap_generate(handle)
         setattr(model, MARK, handle)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A model that another process pickled: transformers must know its attention here too."""
+        self.__dict__.update(state)
+        register()
 
     def remove(self) -> None:
         """Restore the model bit for bit. Calling it again does nothing."""
@@ -63,6 +69,19 @@ class Installation:
             raise ElasticAttentionError(
                 f"This handle was detached from its {type(self._model).__name__}, so {method} cannot reach the model; "
                 "use the handle that attach(model, …) returns now."
+            )
+
+    def require_attention(self) -> None:
+        """Refuse a forward that would not route: the hooks are there, but somebody took the attention away.
+
+        Raises:
+            ElasticAttentionError: the model's attention implementation was changed after `attach`.
+        """
+        found = self._model.config._attn_implementation
+        if found != IMPLEMENTATION:
+            raise ElasticAttentionError(
+                f"The attention of this {type(self._model).__name__} was set to {found!r} while routers are attached; "
+                "detach them first, or use handle.disabled() to run the base model."
             )
 
     def switch(self, is_routed: bool) -> None:

@@ -1,5 +1,6 @@
 """Loading a model and its tokenizer by name."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +27,27 @@ def load_model(name: str, *, dtype: str = "bfloat16", device: str | None = None)
         (model, tokenizer).
 
     Raises:
-        ElasticAttentionError: an unknown `dtype`.
+        ElasticAttentionError: an unknown `dtype`, or a checkpoint that lacks weights of the model.
         FileNotFoundError: a path where there is no folder.
         DownloadError: the embedded model can neither be found nor fetched.
-        OSError, ValueError: transformers finds no model of this name, or cannot load it.
+        Exception: of any type, from transformers, which finds no model of this name or cannot load it.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    kind, path = read_dtype(dtype), resolve_model(name)
-    if names_folder(path) and not Path(path).is_dir():
-        raise FileNotFoundError(f"There is no model folder {path}; check the path.")
+    kind, path = read_dtype(dtype), os.path.expanduser(resolve_model(name))
+    if (names_folder(path) or Path(path).exists()) and not Path(path).is_dir():
+        raise FileNotFoundError(f"There is no model folder {name}; check the path.")
     more = {} if (config := find_stock_config(path)) is None else {"config": config}
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=kind, attn_implementation="sdpa", **more)
+    options: Any = {"dtype": kind, "attn_implementation": "sdpa", "ignore_mismatched_sizes": True, **more}
+    loaded: Any = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **options)
+    model, facts = loaded
+    # Transformers would draw them at random and only warn.
+    if absent := sorted({*facts["missing_keys"], *(key for key, *_ in facts["mismatched_keys"])}):
+        raise ElasticAttentionError(
+            f"The checkpoint of {name} lacks weights that its config.json asks for ({len(absent)} of them), first "
+            f"{absent[0]}; fetch or save the model again."
+        )
     return model.to(place).eval(), AutoTokenizer.from_pretrained(path, **more)
 
 

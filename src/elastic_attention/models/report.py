@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..patterns import TrianglePattern
 from ..sparsity import count_causal_pairs, count_read_pairs, effective_sparsity_ratio
-from ..types import Pattern
+from ..types import HeadRoutes, Pattern
 from .cache_layer import ElasticLayer
 from .routing import LayerStep
 from .tokens import Tokens
@@ -31,7 +31,9 @@ class RouteReport:
         self.rows: list[_Row] = []
         self.steps: dict[int, LayerStep] = {}  # of the forward under way
         self._open: list[dict[int, LayerStep]] = []  # forwards that ended, not yet in the books
-        self._last: dict[int, LayerStep] = {}  # the forward that went into the books last
+        # Of the forward that went into the books last. Never its layers: a report must not keep a cache alive.
+        self._after: dict[int, HeadRoutes] = {}
+        self._is_decided: list[bool] = []
         self._bytes: list[dict[str, int]] = []
         self._element_bytes = 0
 
@@ -60,10 +62,11 @@ class RouteReport:
             self._close(self._open.pop(0))
 
     def _close(self, steps: dict[int, LayerStep]) -> None:
-        self._last = steps
-        tokens = next(iter(steps.values())).tokens
+        one = next(iter(steps.values()))
+        self._after = {index: step.after for index, step in steps.items()}
+        self._is_decided = list(one.is_decided)
+        tokens, has_cache = one.tokens, one.layer is not None
         batch = len(tokens.counts)
-        has_cache = next(iter(steps.values())).layer is not None
         if len(self.rows) != batch or not has_cache:  # without a cache every forward starts over
             self.rows = [_Row() for _ in range(batch)]
         # Pairs are counted for all layers at once: a step of many rows must cost little time of the host.
@@ -82,7 +85,7 @@ class RouteReport:
                 )
             if start == 0 or self.keeps_all:  # otherwise the last queries find what streaming has kept
                 row.read_pairs["prefill"] += sparse[b] * self._count_last_rows(start, middle)
-        self._bytes = self._count_bytes(batch)
+        self._bytes = self._count_bytes(steps, batch)
 
     def _count_last_rows(self, start: int, stop: int) -> int:
         """Pairs that a triangle head reads beyond the streaming rule, for a prompt that ends at `stop`."""
@@ -90,9 +93,9 @@ class RouteReport:
             return 0
         return self.pattern.count_pairs(start, stop, stop) - self.pattern.count_pairs(start, stop)
 
-    def _count_bytes(self, batch: int) -> list[dict[str, int]]:
+    def _count_bytes(self, steps: dict[int, LayerStep], batch: int) -> list[dict[str, int]]:
         totals = [{"kv_bytes": 0, "kv_bytes_dense": 0, "kv_bytes_allocated": 0} for _ in range(batch)]
-        for step in self._last.values():
+        for step in steps.values():
             layer: ElasticLayer | None = step.layer
             if layer is None:
                 continue
@@ -111,12 +114,11 @@ class RouteReport:
         while self._open:
             self._close(self._open.pop(0))
         routes = self._stack_routes()
-        decided = list(next(iter(self._last.values())).is_decided) if self._last else []
-        num_heads = len(self._last) * (routes.shape[2] if routes.ndim == 3 else 0)
+        num_heads = len(self._after) * (routes.shape[2] if routes.ndim == 3 else 0)
         rows = self.rows
         return {
             "prompt_tokens": [row.prompt_tokens for row in rows],
-            "routed": decided,
+            "routed": list(self._is_decided),
             "msr": [int(routes[b].sum()) / num_heads if num_heads else 0.0 for b in range(len(rows))],
             "esr_prefill": [effective_sparsity_ratio(r.read_pairs["prefill"], r.causal_pairs["prefill"]) for r in rows],
             "esr_decode": [effective_sparsity_ratio(r.read_pairs["decode"], r.causal_pairs["decode"]) for r in rows],
@@ -127,9 +129,9 @@ class RouteReport:
 
     def _stack_routes(self) -> Tensor:
         """Routes after the last forward, (B, L, G) bool; layers that are not routed are False."""
-        if not self._last:
+        if not self._after:
             return torch.zeros(0, self.num_layers, 0, dtype=torch.bool)
-        after = {index: step.after.host() for index, step in self._last.items()}
+        after = {index: routes.host() for index, routes in self._after.items()}
         batch, heads = next(iter(after.values())).shape
         routes = torch.zeros(batch, self.num_layers, heads, dtype=torch.bool)
         for index, values in after.items():

@@ -1,5 +1,7 @@
 """New layers of a cache: which store holds their keys and values."""
 
+import functools
+
 from ..cache import ElasticCache
 from ..config import StreamingConfig
 from ..paging import LayerGroup, PagedCache
@@ -22,10 +24,10 @@ def make_layer(
     """
     # Under patterns that do not stream nothing is dropped, so any rule for dropping will do.
     rule = pattern if isinstance(pattern, StreamingPattern) else StreamingPattern(StreamingConfig())
-
-    def make_store(group: LayerGroup) -> Store:
-        if is_paged:
-            return PagedCache(rule, keeps_all=keeps_all, group=group)
-        return ElasticCache(rule, keeps_all=keeps_all)
-
+    # No inner function: a cache of a long prompt may be saved, and pickle stores names alone.
+    make_store = functools.partial(_make_store, rule, keeps_all, is_paged)
     return ElasticLayer(make_store, group, num_pooled=num_pooled)
+
+
+def _make_store(rule: StreamingPattern, keeps_all: bool, is_paged: bool, group: LayerGroup) -> Store:
+    return PagedCache(rule, keeps_all=keeps_all, group=group) if is_paged else ElasticCache(rule, keeps_all=keeps_all)

@@ -133,9 +133,16 @@ def read_tokens(
         past_columns: columns in the cache.
         before: real tokens in the cache, by sequence.
         prompt_end: column at which the prompt ends; None: several columns at once, or the first one, are a prompt.
+
+    Raises:
+        ValueError: the cache holds another number of sequences.
     """
     if mask is not None and mask.dtype == torch.int32:
         return _read_packed(mask)
+    if len(before) != batch:
+        raise ValueError(
+            f"The cache holds {len(before)} sequences, but {batch} were passed; start with an empty cache."
+        )
     if prompt_end is None:
         prompt_columns = num_columns if num_columns > 1 or past_columns == 0 else 0
         completes = True

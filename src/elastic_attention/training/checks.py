@@ -95,10 +95,10 @@ def open_model(recipe: Recipe, device: str | None) -> tuple[Any, Any]:
     """
     try:
         return load_model(recipe.model, dtype=recipe.precision, device=device)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # what a damaged folder raises in transformers is of any type
         raise RecipeError(
-            f"The model {recipe.model!r} of the recipe cannot be loaded ({error}). Give a folder, a hub id, or "
-            "'smollm2'."
+            f"The model {recipe.model!r} of the recipe cannot be loaded ({type(error).__name__}, {error}). Give a "
+            "folder, a hub id, or 'smollm2'."
         ) from error
 
 

@@ -50,7 +50,8 @@ def blended_attention(
     Raises:
         ValueError, TypeError, BackendUnavailable: as in `hybrid_attention`.
     """
-    validate(q, k, v, route, num_sequences=None if spans is None else len(spans.query_start), is_packed=False)
+    num_sequences = None if spans is None else len(spans.query_start)
+    validate(q, k, v, route, num_sequences=num_sequences, is_packed=False, prompt_lengths=prompt_lengths)
     factor = settle_scale(scale, q.shape[-1])
     if left_padding is not None:
         if spans is not None:

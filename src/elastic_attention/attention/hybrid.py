@@ -63,7 +63,7 @@ def hybrid_attention(
     num_sequences = None if spans is None else len(spans.query_start)
     if cu_seqlens_q is not None:
         num_sequences = len(cu_seqlens_q) - 1
-    validate(q, k, v, head_is_sparse, num_sequences=num_sequences, is_packed=is_packed)
+    validate(q, k, v, head_is_sparse, num_sequences=num_sequences, is_packed=is_packed, prompt_lengths=prompt_lengths)
     if head_is_sparse.dtype != torch.bool:
         raise ValueError(f"head_is_sparse must be bool, got {head_is_sparse.dtype}; True = sparse.")
     if (is_packed and left_padding is not None) or (cu_seqlens_k is not None and not is_packed):

@@ -86,8 +86,8 @@ class _Blend(torch.autograd.Function):
         is_fast: bool,
     ) -> Tensor:
         shape = choose_shape(q, is_blended=True)
-        # Kernels take the routes of a sequence as one row after another. What rounding leaves outside of [0, 1] (hard + y
-        # - y of a straight-through estimate) would be a logarithm of a negative number, or a head that is left out.
+        # Kernels take the routes of a sequence as one row after another. What rounding leaves outside of [0, 1] would
+        # mean the logarithm of a negative number, or a head that is left out.
         weights = route.float().clamp(0, 1).contiguous()
 
         out: Tensor | None = None

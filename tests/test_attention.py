@@ -130,10 +130,15 @@ def test_refusals_name_the_value():
         (dict(left_padding=torch.tensor([0])), "left_padding"),
         (dict(left_padding=torch.tensor([0, 51])), "51"),
         (dict(left_padding=torch.tensor([-1, 0])), "-1"),
+        (dict(prompt_lengths=torch.tensor([50])), r"prompt_lengths must be \(2,\)"),
+        (dict(prompt_lengths=torch.tensor([[50], [50]])), r"prompt_lengths must be \(2,\)"),
+        (dict(prompt_lengths=torch.tensor([50.0, 50.0])), "prompt_lengths.*float32"),
     ]
     for changes, message in cases:
         with pytest.raises(ValueError, match=message):
             call(**changes)
+    with pytest.raises(ValueError, match=r"prompt_lengths must be \(2,\)"):  # kernels read as many as there are routes
+        blended_attention(q, k, v, routes.float(), pattern=CONFIG, prompt_lengths=torch.tensor([50]))
     packed = torch.randn(40, 6, 16), torch.randn(40, 2, 16), torch.randn(40, 2, 16)
     for cu in ([0, 20, 41], [1, 20, 40], [0, 30, 20, 40], [0, 20, 39]):
         boundaries = torch.tensor(cu, dtype=torch.int32)

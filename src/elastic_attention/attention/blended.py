@@ -52,7 +52,8 @@ def blended_attention(
     Raises:
         ValueError, TypeError, BackendUnavailable: as in `hybrid_attention`.
     """
-    validate(q, k, v, route, num_sequences=None if spans is None else len(spans.query_start), is_packed=False)
+    num_sequences = None if spans is None else len(spans.query_start)
+    validate(q, k, v, route, num_sequences=num_sequences, is_packed=False, prompt_lengths=prompt_lengths)
     factor = settle_scale(scale, q.shape[-1])
     if left_padding is not None:
         if spans is not None:
@@ -60,7 +61,7 @@ def blended_attention(
         spans = pad_spans(left_padding, q, k)
     chosen = choose_for(backend, q, k, v, pattern, full_pattern, is_training=True)
     if not isinstance(pattern, StreamingConfig) or full_pattern != "full":
-        return _blend_paths(q, k, v, route, (full_pattern, pattern), factor, spans, prompt_lengths, chosen)
+        return blend_paths(q, k, v, route, (full_pattern, pattern), factor, spans, prompt_lengths, chosen)
     if is_fused(chosen):
         from ..kernels.triton.blended import blend_triton
 
@@ -89,7 +90,7 @@ def _blend(
     return blend_gather(q, k, v, route, pattern, scale)
 
 
-def _blend_paths(
+def blend_paths(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -100,7 +101,13 @@ def _blend_paths(
     prompt_lengths: Tensor | None,
     backend: str,
 ) -> Tensor:
-    """Two passes, for the patterns without a kernel that does both in one; the choice of blocks has no gradient."""
+    """Two passes, for the patterns without a kernel that does both in one; the choice of blocks has no gradient.
+
+    Args:
+        paths: full and sparse pattern of `blended_attention`, whose other arguments these are; packed q has one row.
+        route: (sequences, G) float.
+        backend: a name, not "auto".
+    """
     outs = []
     for path in paths:
         routes = torch.full(route.shape, path != "full", device=q.device)

@@ -6,11 +6,13 @@ Shape letters: B batch, T queries, S keys, H query heads, G KV heads, D head dim
 import torch
 from torch import Tensor
 
-from ..config import SparsePattern, XAttentionConfig
-from ..kernels.backends import log_choice
+from ..config import SparsePattern, StreamingConfig, XAttentionConfig
+from ..kernels.backends import is_fused, log_choice
 from ..kernels.spans import Spans
+from ..types import stage
+from .blended import blend_paths
 from .layout import pack_spans, pad_spans, settle_scale, validate
-from .plan import attend_planned, choose_for, make_plan
+from .plan import attend_planned, choose_for, has_gradient, make_plan
 from .short import LONGEST, attend_short, is_short
 
 
@@ -48,7 +50,8 @@ def hybrid_attention(
             and triangle treat later rows as responses. None = all rows are prompt.
         spans: where the sequences lie, instead of the three above; used as it is, unchecked.
         scale: factor of the scores, above 0; default D ** -0.5.
-        return_lse: also return the log-sum-exp of the scores.
+        return_lse: also return the log-sum-exp of the scores, which has no gradient; GPU kernels of XAttention and
+            triangle then have none at all.
         backend: "auto" or a name of `backends`.
 
     Returns:
@@ -63,7 +66,7 @@ def hybrid_attention(
     num_sequences = None if spans is None else len(spans.query_start)
     if cu_seqlens_q is not None:
         num_sequences = len(cu_seqlens_q) - 1
-    validate(q, k, v, head_is_sparse, num_sequences=num_sequences, is_packed=is_packed)
+    validate(q, k, v, head_is_sparse, num_sequences=num_sequences, is_packed=is_packed, prompt_lengths=prompt_lengths)
     if head_is_sparse.dtype != torch.bool:
         raise ValueError(f"head_is_sparse must be bool, got {head_is_sparse.dtype}; True = sparse.")
     if (is_packed and left_padding is not None) or (cu_seqlens_k is not None and not is_packed):
@@ -83,6 +86,12 @@ def hybrid_attention(
     if backend == "auto" and spans is None and not return_lse and is_short(q, k, pattern, full_pattern, chosen):
         log_choice("sdpa", f"up to {LONGEST} tokens that every head reads take PyTorch's dense attention less time")
         return attend_short(q, k, v, factor)
+    is_plain = isinstance(pattern, StreamingConfig) and full_pattern == "full"
+    if is_fused(chosen) and not is_plain and not return_lse and has_gradient(q, k, v):
+        # The kernels know the gradient of lists and triangles where all heads are alike: a mix of both, by hard routes.
+        route = stage(head_is_sparse.float(), q.device)
+        out = blend_paths(q, k, v, route, (full_pattern, pattern), factor, spans, prompt_lengths, chosen)
+        return out[0].transpose(0, 1) if is_packed else out
     plan = make_plan(q, k, head_is_sparse, pattern, full_pattern, factor, spans, prompt_lengths, chosen)
     out, lse = attend_planned(q, k, v, plan, factor, spans, chosen)
     if is_packed:

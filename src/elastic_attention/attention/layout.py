@@ -9,13 +9,23 @@ from ..kernels.spans import Spans
 from ..types import stage
 
 
-def validate(q: Tensor, k: Tensor, v: Tensor, routes: Tensor, *, num_sequences: int | None, is_packed: bool) -> None:
+def validate(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    routes: Tensor,
+    *,
+    num_sequences: int | None,
+    is_packed: bool,
+    prompt_lengths: Tensor | None,
+) -> None:
     """Refuse shapes, dtypes and strides that do not fit together.
 
     Args:
         q: (B, H, T, D); k, v: (B, G, S, D). Packed: (N, H, D) and (N_k, G, D).
         routes: (sequences, G).
         num_sequences: None = one an element of the batch, each with all T queries and S keys.
+        prompt_lengths: (sequences,) int.
 
     Raises:
         ValueError: they do not; names what and its value.
@@ -39,6 +49,13 @@ def validate(q: Tensor, k: Tensor, v: Tensor, routes: Tensor, *, num_sequences: 
         num_sequences = len(q)
     if tuple(routes.shape) != (num_sequences, num_kv_heads):
         raise ValueError(f"routes must be ({num_sequences}, {num_kv_heads}) = (sequences, KV heads), got {shapes}.")
+    if prompt_lengths is not None and (
+        tuple(prompt_lengths.shape) != (num_sequences,) or prompt_lengths.is_floating_point()
+    ):
+        raise ValueError(
+            f"prompt_lengths must be ({num_sequences},) integers, one a sequence, got {tuple(prompt_lengths.shape)} "
+            f"{prompt_lengths.dtype}."
+        )
     if is_plain and (q.shape[0] != k.shape[0] or q.shape[2] > k.shape[2]):
         raise ValueError(f"q and k need one batch size and no more queries than keys, got {shapes}.")
 

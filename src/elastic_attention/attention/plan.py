@@ -79,17 +79,21 @@ def choose_for(
         if backend == "auto":
             return log_choice("cpu", f"no fused kernel lets each query choose its own keys, as {built.name} does")
         return choose_backend(backend)
-    has_gradient = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
     chosen = choose_backend(
         backend,
         q.device,
         q.dtype,
         q.shape[-1],
         block_size=pattern.block_size,
-        needs_gradient=has_gradient and not is_training,
+        needs_gradient=not is_training and has_gradient(q, k, v),
     )
     list_block = next((c.block_size for c in (full_pattern, pattern) if isinstance(c, XAttentionConfig)), None)
     return check_tensors(backend, chosen, q, k, v, list_block=list_block)
+
+
+def has_gradient(*tensors: Tensor) -> bool:
+    """Will a result of these tensors be differentiable?"""
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
 
 def make_plan(

@@ -126,6 +126,18 @@ def test_routes_may_be_a_part_of_a_larger_tensor(device, attend):
     check(results, (*(x.detach() for x in leaves), grad), SMALL)
 
 
+def test_routes_that_rounding_left_outside_are_the_ends(device):
+    *inputs, _, grad = make_inputs(device, num_queries=50, num_keys=70)
+    ends = torch.tensor([[1.0, 0.0]], device=device)
+    found = []
+    for route in (ends, torch.tensor([[1.0 + 1e-6, -1e-6]], device=device)):
+        leaves = [x.requires_grad_() for x in (*inputs, route)]
+        out = blend_triton(*leaves, SMALL, 0.25)
+        found.append([out, *torch.autograd.grad(out, leaves, grad)])
+    for wanted, same in zip(*found, strict=True):
+        assert torch.equal(wanted, same)
+
+
 def test_half_precision(device, half_dtypes):
     for dtype in half_dtypes:
         inputs = make_inputs(device, num_queries=70, num_keys=90, dtype=dtype)

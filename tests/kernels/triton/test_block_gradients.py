@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from elastic_attention import StreamingConfig, TriangleConfig, XAttentionConfig, blended_attention
+from elastic_attention import StreamingConfig, TriangleConfig, XAttentionConfig, blended_attention, hybrid_attention
 from elastic_attention.kernels.block_lists import find_first_blocks, pack_mask
 from elastic_attention.kernels.modes import LISTS
 from elastic_attention.kernels.reference import attend_modes
@@ -69,6 +69,23 @@ def test_blends_of_every_pair_are_differentiable(device, pattern, full):
         leaves = [x.clone().requires_grad_() for x in (q, k, v, route)]
         out = blended_attention(*leaves, pattern=pattern, full_pattern=full, backend=backend, **given)
         results.append((out.detach(), *torch.autograd.grad(out, leaves, grad)))
+    assert_close(*results)
+
+
+@pytest.mark.parametrize(("pattern", "full"), [(LISTED, "full"), (WINDOW, LISTED), (TRIANGLE, "full")])
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_inference_outside_of_no_grad_is_differentiable(device, pattern, full, is_packed):
+    """A model whose weights want gradients is often called that way."""
+    q, k, v, grad = make(device, 1, 150, 150)
+    routes = torch.tensor([[True, False]], device=device)
+    if is_packed:
+        q, k, v, grad = (x[0].transpose(0, 1) for x in (q, k, v, grad))
+    results = []
+    for backend in ("triton", "reference"):
+        leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+        options = {"cu_seqlens_q": torch.tensor([0, 150], device=device)} if is_packed else {}
+        out = hybrid_attention(*leaves, routes, pattern=pattern, full_pattern=full, backend=backend, **options)
+        results.append((out, *torch.autograd.grad(out, leaves, grad)))
     assert_close(*results)
 
 

@@ -52,7 +52,7 @@ def blend_triton(
 
     Args:
         q: (B, H, T, D), k, v: (B, G, S, D), as in `attend_triton`.
-        route: (sequences, G) float in [0, 1], 1 = sparse; read on the device.
+        route: (sequences, G) float in [0, 1], 1 = sparse; read on the device. Beyond these it counts as the nearer one.
         config: what the sparse path reads.
         scale: factor of the scores, positive.
         spans: where the sequences lie; None = every element holds T queries that are the last of S keys.
@@ -86,7 +86,9 @@ class _Blend(torch.autograd.Function):
         is_fast: bool,
     ) -> Tensor:
         shape = choose_shape(q, is_blended=True)
-        weights = route.float().contiguous()  # kernels take the routes of a sequence as one row after another
+        # Kernels take the routes of a sequence as one row after another. What rounding leaves outside of [0, 1] would
+        # mean the logarithm of a negative number, or a head that is left out.
+        weights = route.float().clamp(0, 1).contiguous()
 
         out: Tensor | None = None
 

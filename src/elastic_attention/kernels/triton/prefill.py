@@ -77,7 +77,7 @@ def attend_triton(
     if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
         if lists is not None or dense_rows is not None:
             raise ValueError(
-                "LISTS and TRIANGLE heads have no gradient; pass neither lists nor dense_rows, or no_grad()."
+                "XAttention and triangle heads have no gradient here; leave out return_lse, or use torch.no_grad()."
             )
         return _Attend.apply(q, k, v, modes, config, scale, spans)
     is_plain = holds_whole_blocks(config.block_size, spans) and lists is None and dense_rows is None

@@ -49,10 +49,12 @@ def server(app_engine):
     import uvicorn
 
     from elastic_attention.serving.server.app import build_app
+    from elastic_attention.serving.server.connections import ImpatientProtocol
     from elastic_attention.serving.server.metrics import ServerMetrics
 
     app = build_app(app_engine, name=NAME, metrics=ServerMetrics())
-    running = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
+    config = uvicorn.Config(app, host="127.0.0.1", port=0, http=ImpatientProtocol, log_level="error")
+    running = uvicorn.Server(config)
     thread = threading.Thread(target=running.run)
     thread.start()
     while not running.started:

@@ -8,6 +8,11 @@ import torch
 
 from elastic_attention.serving.requests import read_route_request
 
+pytest.importorskip("fastapi")
+from pydantic import ValidationError
+
+from elastic_attention.serving.server.schema import ChatRequest, CompletionRequest
+
 LONG = "The boat is red and the sail is white. " * 6
 CHAT, COMPLETE = "/v1/chat/completions", "/v1/completions"
 
@@ -60,6 +65,22 @@ def test_token_ids_are_a_prompt_too(client, app_engine):
         client.post(COMPLETE, json=ask(prompt=ids)).json()["choices"]
         == client.post(COMPLETE, json=ask()).json()["choices"]
     )
+
+
+@pytest.mark.parametrize("ids", [False, True])
+def test_a_list_of_one_prompt_is_that_prompt(client, app_engine, ids):
+    prompt = app_engine.tokenizer(LONG).input_ids if ids else LONG
+    choices = client.post(COMPLETE, json=ask(prompt=[prompt])).json()["choices"]
+    assert choices == client.post(COMPLETE, json=ask()).json()["choices"]
+
+
+def test_an_answer_can_be_sent_back_with_all_its_fields(client):
+    message = client.post(CHAT, json=converse()).json()["choices"][0]["message"]
+    message |= dict.fromkeys(
+        ["refusal", "annotations", "audio", "function_call", "tool_calls"]
+    )  # a client's model_dump
+    turns = [{"role": "user", "content": "a"}, message, {"role": "user", "content": "b", "name": None}]
+    assert client.post(CHAT, json=converse() | {"messages": turns}).status_code == 200
 
 
 def test_chat_uses_the_template(client, app_engine):
@@ -138,7 +159,8 @@ REFUSED = {
     "no prompt": (COMPLETE, {"model": "tiny"}, 400, "prompt"),
     "empty prompt": (COMPLETE, ask(prompt=""), 400, "no tokens"),
     "empty list": (COMPLETE, ask(prompt=[]), 400, "prompt"),
-    "two prompts": (COMPLETE, ask(prompt=["a", "b"]), 400, "prompt"),
+    "two prompts": (COMPLETE, ask(prompt=["5", "6"]), 400, "one prompt, not 2"),
+    "no numbers": (COMPLETE, ask(prompt=[True, False]), 400, "prompt.0: Input should be a valid integer"),
     "token outside": (COMPLETE, ask(prompt=[1, 300]), 400, "300"),
     "unknown key": (COMPLETE, ask(logit_bias={}), 400, "logit_bias"),
     "two answers": (COMPLETE, ask(n=2), 400, "n"),
@@ -174,6 +196,7 @@ REFUSED = {
         400,
         "who asks",
     ),
+    "sound": (CHAT, converse() | {"messages": [{"role": "user", "content": "a", "audio": {}}]}, 400, "audio"),
     "nowhere": ("/v1/nothing", {}, 404, "Not Found"),
 }
 
@@ -187,6 +210,33 @@ def test_bad_input_is_refused_and_the_server_stays_up(client, case):
     error = response.json()["error"]
     assert response.status_code == status and word in error["message"], error
     assert client.post(COMPLETE, json=ask(max_tokens=1)).status_code == 200
+
+
+def test_another_form_of_body_is_named(client):
+    response = client.post(COMPLETE, data={"prompt": "a"})
+    assert response.status_code == 400 and "application/json" in response.json()["error"]["message"]
+
+
+MANY = 200_000
+WRONG_EVERYWHERE = {
+    "prompts": (CompletionRequest, ask(prompt=["a"] * MANY)),
+    "token ids": (CompletionRequest, ask(prompt=[-1] * MANY)),
+    "keys": (CompletionRequest, ask(**{f"key{i}": 1 for i in range(MANY)})),
+    "options": (CompletionRequest, ask(vllm_xargs={f"key{i}": [] for i in range(MANY)})),
+    "stops": (CompletionRequest, ask(stop=[""] * MANY)),
+    "messages": (ChatRequest, {"model": "tiny", "messages": [{}] * MANY}),
+    "parts": (ChatRequest, {"model": "tiny", "messages": [{"role": "user", "content": [{}] * MANY}]}),
+    "keys of a message": (ChatRequest, {"model": "tiny", "messages": [{f"key{i}": 1 for i in range(MANY)}]}),
+    "keys of a format": (ChatRequest, converse(response_format={f"key{i}": 1 for i in range(MANY)})),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_EVERYWHERE)
+def test_a_body_that_is_wrong_everywhere_is_refused_at_once(case):
+    schema, body = WRONG_EVERYWHERE[case]
+    with pytest.raises(ValidationError) as refused:
+        schema.model_validate(body)
+    assert refused.value.error_count() < 10  # each takes time and memory, and nobody else is answered meanwhile
 
 
 def test_a_giant_body_that_announces_nothing_is_refused(client):
@@ -231,8 +281,12 @@ def test_giant_bodies_are_counted(client):
 
 
 def test_other_pages(client):
-    assert client.get("/health").status_code == 200
-    assert client.get("/v1/models").json()["data"][0]["id"] == "tiny"
+    assert client.get("/health").status_code == client.head("/health").status_code == 200
+    models = client.get("/v1/models").json()["data"]
+    assert models[0]["id"] == "tiny" and models[0]["created"] > 0
+    assert client.get("/v1/models/tiny").json() == models[0]
+    assert client.get("/v1/models/an/other").json()["error"]["code"] == "model_not_found"
+    assert client.get(COMPLETE).status_code == 405 and client.get(COMPLETE).headers["allow"] == "POST"
     client.post(COMPLETE, json=ask())
     text = client.get("/metrics").text
     assert (

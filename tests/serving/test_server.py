@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import json
+import socket
 import threading
 import time
 import urllib.error
@@ -164,6 +165,28 @@ def test_a_client_that_left_before_the_stream_began_stops_its_answer(app_engine)
         asyncio.run(asyncio.wait_for(leave(), 20))
     finally:
         del app_engine.start
+
+
+@pytest.mark.parametrize(
+    "start", [b"", b"GET /health HTTP/1.1\r\nHost: local", b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\nGET"]
+)
+def test_a_connection_without_a_request_is_closed(server, monkeypatch, start):
+    from elastic_attention.serving.server.connections import ImpatientProtocol
+
+    monkeypatch.setattr(ImpatientProtocol, "max_head_seconds", 0.3)
+    address, _ = server
+    with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])), timeout=10) as client:
+        client.sendall(start)
+        received = b"".join(iter(lambda: client.recv(4096), b""))  # until the server closes
+    assert received.count(b"200 OK") == start.endswith(b"GET")
+
+
+def test_an_answer_may_take_longer_than_its_question(server, monkeypatch):
+    from elastic_attention.serving.server.connections import ImpatientProtocol
+
+    monkeypatch.setattr(ImpatientProtocol, "max_head_seconds", 0.02)
+    with post(server[0], stream=True, max_tokens=64) as response:
+        assert response.read().endswith(b"data: [DONE]\n\n")
 
 
 @pytest.mark.parametrize("budget", ["high", float("nan")])

@@ -49,6 +49,11 @@ def test_settings_that_do_not_fit(refuse, tmp_path):
 def test_flags_that_do_not_fit(refuse):
     refuse(ValueError, "--block-size 64", block_size=2 * BLOCK)
     refuse(ValueError, "--kv-cache-dtype", kv_cache_dtype="fp8")
+    refuse(ValueError, "--kv-transfer-config", kv_transfer_config={"kv_connector": "Any", "kv_role": "kv_both"})
+    refuse(ValueError, "--kv-offloading-size", kv_offloading_size=1.0)
+    refuse(ValueError, "--enable-dbo", enable_dbo=True)
+    refuse(ValueError, "--ubatch-size", ubatch_size=2)
+    refuse(ValueError, "--prefill-context-parallel-size", prefill_context_parallel_size=2)
     refuse(ValueError, "--worker-cls", worker_cls="vllm.v1.worker.cpu_worker.CPUWorker")
 
 

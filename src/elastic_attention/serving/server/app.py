@@ -58,7 +58,7 @@ def build_app(
     _add_refusals(app, metrics)
     checks = _Checks(engine, name, budget)
 
-    @app.get("/health")
+    @app.api_route("/health", methods=["GET", "HEAD"])
     async def health() -> Response:
         return Response()
 
@@ -67,10 +67,17 @@ def build_app(
         metrics.active.set(engine.num_active)
         return Response(metrics.show(), media_type="text/plain; version=0.0.4")
 
+    model = {"id": name, "object": "model", "created": int(time.time()), "owned_by": "local"}
+    model["max_model_len"] = engine.limits.context
+
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        model = {"id": name, "object": "model", "owned_by": "local", "max_model_len": engine.limits.context}
         return {"object": "list", "data": [model]}
+
+    @app.get("/v1/models/{asked:path}")
+    async def retrieve(asked: str) -> dict[str, Any]:
+        checks.check_name(asked)
+        return model
 
     @app.post("/v1/chat/completions")
     async def chat(body: ChatRequest, request: Request) -> Response:
@@ -122,6 +129,11 @@ class _Checks:
     def __init__(self, engine: AnswerEngine, name: str, budget: float) -> None:
         self.engine, self.name, self.budget = engine, name, check_budget(budget)
 
+    def check_name(self, model: str) -> None:
+        """Is it this one?"""
+        if model != self.name:
+            raise Refused(f"There is no model {model!r} here, only {self.name!r}.", 404, "model_not_found")
+
     def encode_chat(self, body: ChatRequest) -> list[int]:
         """Token ids of a conversation, ready for the answer."""
         tokenizer = self.engine.tokenizer
@@ -145,8 +157,7 @@ class _Checks:
     def make_job(self, body: ChatRequest | CompletionRequest, prompt: list[int], max_tokens: int | None) -> Job:
         """The checked request."""
         limits = self.engine.limits
-        if body.model != self.name:
-            raise Refused(f"There is no model {body.model!r} here, only {self.name!r}.", 404, "model_not_found")
+        self.check_name(body.model)
         if not prompt:
             raise Refused("The prompt has no tokens; send some text.")
         room = limits.context - len(prompt)
@@ -219,6 +230,11 @@ async def _count(pieces: AsyncIterator[str | Ending], metrics: ServerMetrics) ->
         metrics.requests.labels(end).inc()
 
 
+def _name_place(place: tuple[str | int, ...]) -> str:
+    """Where in a body something is wrong; pydantic also names the type it tried there, with brackets."""
+    return ".".join(str(part) for part in place[1:] if "[" not in str(part)) or "body"
+
+
 def _add_refusals(app: FastAPI, metrics: ServerMetrics) -> None:
     def refuse(message: str, status: int, code: str | None = None, kind: str = "invalid_request_error") -> JSONResponse:
         metrics.note_refusal()
@@ -235,12 +251,17 @@ def _add_refusals(app: FastAPI, metrics: ServerMetrics) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def on_invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        problems = [f"{'.'.join(map(str, e['loc'][1:])) or 'body'}: {e['msg']}" for e in error.errors()[:4]]
+        if isinstance(error.body, bytes) and error.body:  # nobody tried to read it
+            given = request.headers.get("content-type", "none")
+            return refuse(f"Send JSON with the header Content-Type: application/json; this request has {given}.", 400)
+        problems = [f"{_name_place(e['loc'])}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()[:4]]
         return refuse("; ".join(problems) + ".", 400)
 
     @app.exception_handler(HTTPException)
     async def on_http(request: Request, error: HTTPException) -> JSONResponse:
-        return refuse(str(error.detail), error.status_code)
+        response = refuse(str(error.detail), error.status_code)
+        response.headers.update(error.headers or {})  # Allow of status 405
+        return response
 
     @app.exception_handler(AnswerFailed)
     async def on_failed_answer(request: Request, error: AnswerFailed) -> JSONResponse:

@@ -35,6 +35,8 @@ def run_server(
     """
     import uvicorn
 
+    from .connections import ImpatientProtocol
+
     # uvicorn raises the signal that stopped it once more, which would end the process before its record is written.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
@@ -47,6 +49,7 @@ def run_server(
             app,
             host=host,
             port=port,
+            http=ImpatientProtocol,
             log_level="warning",
             access_log=False,
             timeout_graceful_shutdown=GRACE_SECONDS,

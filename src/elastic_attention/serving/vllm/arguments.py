@@ -81,6 +81,11 @@ def _refuse(arguments: Any) -> None:
     for name, default in (
         ("pipeline_parallel_size", 1),
         ("decode_context_parallel_size", 1),
+        ("prefill_context_parallel_size", 1),
+        ("enable_dbo", False),  # a half of a step does not say whose rows it has
+        ("ubatch_size", 0),
+        ("kv_transfer_config", None),  # it shares blocks of generated tokens, and carries no mean queries
+        ("kv_offloading_size", None),
         ("kv_cache_dtype", "auto"),
         ("speculative_config", None),
         ("kv_sharing_fast_prefill", False),

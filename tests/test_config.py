@@ -98,7 +98,7 @@ def change(data, path, value):
         ("router.init_std", "wide", "must be float"),
         ("sparse_pattern.local_window", 100, "local_window=100"),
         ("base_model.name", 5, r"base_model\.name must be str, got 5"),
-        ("routed_layers", "all", "routed_layers must be tuple"),
+        ("routed_layers", "all", "routed_layers must be list"),
         ("routed_layers", [0, "1"], r"routed_layers\[1\] must be int"),
         ("routed_layers", [0, 3], r"routed_layers.*\[3\] are not"),
         ("routed_layers", [-1], r"\[-1\] are not"),

@@ -64,7 +64,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return float(value)
     expected = origin or hint
     if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):
-        raise ValueError(f"{where} must be {getattr(expected, '__name__', expected)}, got {value!r}.")
+        name = "list" if expected is tuple else getattr(expected, "__name__", expected)  # as files write it
+        raise ValueError(f"{where} must be {name}, got {value!r}.")
     return value
 
 

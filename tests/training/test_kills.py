@@ -7,9 +7,10 @@ from tiny_runs import assert_equal_runs, parts
 from elastic_attention.training import checkpoints, trainer
 from elastic_attention.training.checkpoints import FILE, PREVIOUS
 from elastic_attention.training.engine import Engine
+from elastic_attention.training.holding import LOCK
 from elastic_attention.training.trainer import train
 
-FILES = ["adapter", PREVIOUS, FILE, "log.jsonl", "tensorboard"]
+FILES = [LOCK, "adapter", PREVIOUS, FILE, "log.jsonl", "tensorboard"]
 
 
 def dying(function, at):

@@ -10,9 +10,10 @@ from tiny_runs import assert_equal_runs, make_recipe, parts
 
 from elastic_attention.training.checkpoints import FILE, PREVIOUS
 from elastic_attention.training.engine import Engine
+from elastic_attention.training.holding import LOCK
 from elastic_attention.training.trainer import train
 
-FILES = ["adapter", PREVIOUS, FILE, "log.jsonl", "tensorboard"]
+FILES = [LOCK, "adapter", PREVIOUS, FILE, "log.jsonl", "tensorboard"]
 MOMENTS = {
     "half of the log line": ("log line", 3),
     "half of the file": ("fsync", 3),

@@ -55,6 +55,8 @@ class RouteConfig:
             raise ValueError(
                 f"routes.pooled_tokens={self.pooled_tokens} and hidden_factor={self.hidden_factor} must be at least 1."
             )
+        if not 0 <= self.init_std < math.inf:
+            raise ValueError(f"routes.init_std={self.init_std} must be a number of at least 0.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,6 +79,8 @@ class ObjectiveConfig:
     def __post_init__(self) -> None:
         if not 0.0 <= self.ramp_ratio <= 1.0:
             raise ValueError(f"ramp_ratio={self.ramp_ratio} must be a ratio in [0, 1].")
+        if not 0 <= self.full_weight < math.inf:
+            raise ValueError(f"objective.full_weight={self.full_weight} must be a number of at least 0.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,9 +108,11 @@ class OptimizerConfig:
         for name in ("learning_rate", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"optimizer.{name}={getattr(self, name)} must be above 0.")
+        if self.learning_rate == math.inf:
+            raise ValueError(f"optimizer.learning_rate={self.learning_rate} is no number to learn with; lower it.")
         for name in ("weight_decay", "multiplier_learning_rate"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"optimizer.{name}={getattr(self, name)} must be at least 0.")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"optimizer.{name}={getattr(self, name)} must be a number of at least 0.")
         for name in ("warmup_ratio", "final_ratio"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"optimizer.{name}={getattr(self, name)} must be a ratio in [0, 1].")

@@ -4,6 +4,7 @@ A run is a function of its recipe and its data. The step number is the whole sta
 checkpoint holds parameters, multipliers and moments, and nothing else.
 """
 
+import contextlib
 import logging
 import shutil
 import time
@@ -21,6 +22,7 @@ from .data.batch import PackedBatch
 from .data.steps import PackedSteps, read_heldout, stream_steps
 from .engine import Engine
 from .fitted_inputs import fit_inputs
+from .holding import hold_output
 from .identity import identify_run
 from .log import TrainingLog
 from .progress import show_steps
@@ -71,7 +73,8 @@ def train(
     engine = build_engine(recipe, model)
     try:
         run = _Run(recipe, Path(output), engine, tokenizer)
-        return run.execute(None if max_seconds is None else max_seconds - (time.monotonic() - began))
+        with hold_output(Path(output)) if engine.is_main else contextlib.nullcontext():
+            return run.execute(None if max_seconds is None else max_seconds - (time.monotonic() - began))
     finally:
         engine.close()
 

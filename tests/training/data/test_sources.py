@@ -75,6 +75,23 @@ def test_damaged_line_is_named(tmp_path, line):
         source.read(1)
 
 
+def test_damaged_rows_of_a_table_are_named(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), path, row_group_size=4, compression="none")
+    first = pyarrow.parquet.ParquetFile(path).metadata.row_group(1).column(0).data_page_offset
+    content = bytearray(path.read_bytes())
+    content[first : first + 40] = bytes(byte ^ 0x5A for byte in content[first : first + 40])
+    path.write_bytes(content)
+    source = open_source(path)
+    assert source.read(0) == ROWS[0]
+    with pytest.raises(DataError, match=r"(?s)a\.parquet: row 6: cannot be read .*write the table again"):
+        source.read(5)
+    assert source.read(10) == ROWS[10]
+
+
 def test_other_columns_are_named(tmp_path):
     rows = [row | {"id": 1} for row in ROWS]
     for writer, name in ((write_parquet, "rows.parquet"), (write_dataset, "rows")):

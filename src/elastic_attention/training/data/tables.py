@@ -42,11 +42,18 @@ class _Table(abc.ABC):
         return checksum.hexdigest()
 
     def read(self, index: int) -> Any:
-        """The row as plain Python values."""
+        """The row as plain Python values.
+
+        Raises:
+            DataError: the bytes of its group are damaged, or its text is no UTF-8.
+        """
         group = bisect.bisect_right(self._starts, index) - 1
-        if self._held is None or self._held[0] != group:
-            self._held = group, self._load(group)
-        return self._held[1].slice(index - self._starts[group], 1).to_pylist()[0]
+        try:
+            if self._held is None or self._held[0] != group:
+                self._held = group, self._load(group)
+            return self._held[1].slice(index - self._starts[group], 1).to_pylist()[0]
+        except (_import_arrow(self.path).ArrowException, OSError, ValueError) as error:
+            raise DataError(f"{self.where(index)}: cannot be read ({error}); write the table again.") from error
 
     @abc.abstractmethod
     def _load(self, group: int) -> Any:

@@ -218,11 +218,7 @@ class Handle:
     # Saving ----------------------------------------------------------------------------------------------------
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write what `attach` reads: routers and their configuration, or the static mask; complete files or none.
-
-        Raises:
-            AdapterError: `folder` is a file.
-        """
+        """Write what `attach` reads, routers or the mask, whole or not at all. AdapterError: `folder` is a file."""
         if self._static is None:
             checkpoint.save_adapter(folder, self.config, self.routers)
         else:

@@ -12,7 +12,7 @@ import elastic_attention
 ROOT = Path(elastic_attention.__file__).parent
 ROWS = [
     {"errors"},
-    {"types", "records", "settings", "tasks", "workers"},
+    {"types", "locks", "records", "settings", "tasks", "workers"},
     {"config", "sparsity"},
     {"router", "patterns", "kernels"},
     {"attention", "cache", "paging"},

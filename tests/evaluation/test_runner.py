@@ -6,7 +6,7 @@ import pytest
 from word_runs import METHODS, PLAN, make_samples, run, without_seconds
 from word_suite import EndlessSuite, WordSuite
 
-from elastic_attention import ElasticAttentionError
+from elastic_attention import ElasticAttentionError, locks
 from elastic_attention.evaluation import run_folder, runner
 from elastic_attention.evaluation.answer_log import read_lines
 from elastic_attention.evaluation.plan import Shard, list_batches
@@ -123,7 +123,7 @@ def test_a_folder_belongs_to_one_run(subject, tmp_path):
 
 def test_a_part_is_filled_by_one_process(subject, whole, tmp_path, monkeypatch):
     """Another run of the same part is refused while the first is at work, and nothing of the first is lost."""
-    monkeypatch.setattr(run_folder, "_LOCK_SECONDS", 0.05)
+    monkeypatch.setattr(locks, "_LOCK_SECONDS", 0.05)
     refused = []
 
     def start_another(label):
@@ -141,7 +141,7 @@ def test_a_part_is_filled_by_one_process(subject, whole, tmp_path, monkeypatch):
 @pytest.mark.parametrize("place", ["a_file", "a_file/below"])
 def test_an_output_that_is_a_file_is_named(subject, tmp_path, place):
     (tmp_path / "a_file").write_text("mine")
-    with pytest.raises(ElasticAttentionError, match="a_file.*a file in the way. Name a folder"):
+    with pytest.raises(ElasticAttentionError, match="a_file.*a file in the way. Name another folder as --output"):
         run(subject, tmp_path / place)
 
 

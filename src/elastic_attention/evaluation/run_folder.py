@@ -4,49 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ..errors import ElasticAttentionError
+from ..locks import hold_folder
 from ..records import write_file
 from .plan import Shard
 
 RUN_FILE = "run.json"
 MAX_DIFFERENCES, MAX_CHARS = 6, 100
-# Processes that made samples for a killed run may hold its lock until they see that it has ended.
-_LOCK_SECONDS = 2.0
 _NOTHING = "nothing"
 
 
-@contextlib.contextmanager
-def hold_part(folder: Path, shard: Shard) -> Iterator[None]:
+def hold_part(folder: Path, shard: Shard) -> contextlib.AbstractContextManager[None]:
     """Inside, no other process fills this part of the folder, which is made if missing.
-
-    The system drops the lock when the process ends, however it ends; the empty file that stays locks nothing.
 
     Raises:
         ElasticAttentionError: another process does, or nothing can be written there.
     """
-    from filelock import FileLock, Timeout
-
-    with contextlib.ExitStack() as stack:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            path = folder / f".answers-{shard.index}-of-{shard.count}.lock"
-            stack.enter_context(FileLock(path, timeout=_LOCK_SECONDS))
-        except Timeout:
-            raise ElasticAttentionError(
-                f"Another process is answering part {shard.index} of {shard.count} in {folder}. Wait until it is done, "
-                "choose another --output, or give every process a part of its own: --shard 0/2 and --shard 1/2."
-            ) from None
-        except (FileExistsError, NotADirectoryError) as error:
-            raise ElasticAttentionError(f"--output {folder}: there is a file in the way. Name a folder.") from error
-        except OSError as error:
-            raise ElasticAttentionError(
-                f"Cannot write to {folder}: {error.strerror or error}. Choose another --output."
-            ) from error
-        yield
+    return hold_folder(
+        folder,
+        f".answers-{shard.index}-of-{shard.count}.lock",
+        taken=f"Another process is answering part {shard.index} of {shard.count} in {folder}. Wait until it is done, "
+        "choose another --output, or give every process a part of its own: --shard 0/2 and --shard 1/2.",
+        remedy="Name another folder as --output.",
+    )
 
 
 def claim_folder(output: Path, identity: dict[str, Any]) -> None:

@@ -36,6 +36,7 @@ FAMILIES = {
     "granite": ("Granite", dict(attention_multiplier=0.2, embedding_multiplier=2.0)),
     "smollm3": ("SmolLM3", dict(no_rope_layers=[1, 0, 1])),
     "qwen3_moe": ("Qwen3Moe", dict(head_dim=16, **_MOE)),
+    "qwen2_moe": ("Qwen2Moe", dict(shared_expert_intermediate_size=32, **_MOE)),
     "glm4": ("Glm4", dict(head_dim=16, partial_rotary_factor=0.5)),
     "cohere2": ("Cohere2", _MIXED),
     "ernie4_5": ("Ernie4_5", dict(head_dim=16)),

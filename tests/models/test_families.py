@@ -211,6 +211,12 @@ def tiny(prefix, **changes):
     return getattr(transformers, f"{prefix}ForCausalLM")(getattr(transformers, f"{prefix}Config")(**(sizes | changes)))
 
 
+def narrow_values(model):
+    for layer in model.model.layers:
+        layer.self_attn.v_proj = torch.nn.Linear(48, 16)
+    return model
+
+
 REFUSED = {
     "sinks": (lambda: tiny("GptOss", num_local_experts=2, num_experts_per_tok=1), "attention sinks.*`sinks`"),
     "soft-capping": (lambda: tiny("Gemma2"), "soft-capping.*`attn_logit_softcapping`"),
@@ -224,6 +230,7 @@ REFUSED = {
         lambda: tiny("Mixtral", sliding_window=24, num_local_experts=2),
         "Every attention layer.*sliding window",
     ),
+    "narrow values": (lambda: narrow_values(make_model()), "values of another width than its keys, 16 beside 32"),
     "no transformers model": (lambda: torch.nn.Linear(2, 2), "Linear is no transformers model"),
     "nothing": (lambda: None, "NoneType is no transformers model"),
 }
@@ -239,6 +246,14 @@ def test_refused_models_name_what_is_missing(case):
     if before is not None:  # nothing was left behind
         assert model.config._attn_implementation == before and find_handle(model) is None
         assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_layers_are_told_apart_by_their_types():
+    """Families that note a window in their settings alone, and by layer."""
+    kinds = ["sliding_attention", "full_attention", "sliding_attention"]
+    model = make_model("qwen2_moe", use_sliding_window=True, sliding_window=24, layer_types=kinds)
+    assert list(find_attention_modules(model)) == [1]
+    assert list(find_attention_modules(make_model("qwen2_moe"))) == [0, 1, 2]
 
 
 def test_attention_dropout_in_training_is_refused():

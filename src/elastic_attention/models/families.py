@@ -41,7 +41,7 @@ def find_attention_modules(model: nn.Module) -> dict[int, nn.Module]:
         UnsupportedModel: no layer can be routed; the message names what was missing.
     """
     candidates: list[Any] = [
-        m for m in model.modules() if hasattr(m, "layer_idx") and hasattr(m, "num_key_value_groups")
+        m for m in model.modules() if getattr(m, "layer_idx", None) is not None and hasattr(m, "num_key_value_groups")
     ]
     if not candidates:
         raise UnsupportedModel(
@@ -59,13 +59,14 @@ def find_attention_modules(model: nn.Module) -> dict[int, nn.Module]:
 
 
 def _is_sliding(module: Any) -> bool:
-    """Does this layer read a window only? Families note the window on the module or, for all layers, in the config."""
+    """Does this layer read a window or a chunk only? Families note it on the module, by layer, or for all layers."""
     if not getattr(module, "is_sliding", True):  # EXAONE 4 notes the window on its full layers too
         return False
-    window = (
-        module.sliding_window if hasattr(module, "sliding_window") else getattr(module.config, "sliding_window", None)
-    )
-    return window is not None
+    if hasattr(module, "sliding_window"):
+        return bool(module.sliding_window)
+    if kinds := getattr(module.config, "layer_types", None):
+        return kinds[module.layer_idx] in ("sliding_attention", "chunked_attention")
+    return bool(getattr(module.config, "sliding_window", None))
 
 
 def _check_module(index: int, module: nn.Module) -> None:
@@ -78,6 +79,12 @@ def _check_module(index: int, module: nn.Module) -> None:
             raise UnsupportedModel(
                 f"Layer {index} ({type(module).__name__}) uses {meaning} (`{name}`), which is not implemented."
             )
+    keys, values = (getattr(getattr(module, name, None), "out_features", None) for name in ("k_proj", "v_proj"))
+    if None not in (keys, values) and keys != values:
+        raise UnsupportedModel(
+            f"Layer {index} ({type(module).__name__}) has values of another width than its keys, {values} beside "
+            f"{keys} in all heads, which is not implemented."
+        )
     if getattr(module, "is_kv_shared_layer", False):
         raise UnsupportedModel(f"Layer {index} ({type(module).__name__}) reuses the keys of another layer.")
 

@@ -94,7 +94,7 @@ def test_short_inputs_get_the_same_result():
 def test_training_looks_at_the_lists_of_full_heads(monkeypatch, block, chosen):
     taken = []
     monkeypatch.setattr("elastic_attention.attention.plan.choose_backend", lambda *_, **__: "hopper")
-    monkeypatch.setattr("elastic_attention.attention.blended._blend_paths", lambda *args: taken.append(args[-1]))
+    monkeypatch.setattr("elastic_attention.attention.blended.blend_paths", lambda *args: taken.append(args[-1]))
     q = torch.zeros(1, 2, 40, 64, dtype=torch.bfloat16)
     blended_attention(q, q, q, torch.zeros(1, 2), pattern=PATTERN, full_pattern=XAttentionConfig(block_size=block))
     assert taken == [chosen]

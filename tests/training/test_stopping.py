@@ -39,7 +39,15 @@ def test_a_signal_ends_the_run_after_its_step(tmp_path, monkeypatch, whole, numb
     assert_equal_runs(folder, tmp_path / "run")
 
 
-def test_a_second_signal_is_obeyed_at_once(tmp_path, monkeypatch, whole):
+@pytest.fixture
+def obeyed():
+    """SIGINT ends what runs, also where these tests run in the background of a script, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_signal_is_obeyed_at_once(tmp_path, monkeypatch, whole, obeyed):
     folder, recipe = whole
     accumulate = Engine.accumulate
 
